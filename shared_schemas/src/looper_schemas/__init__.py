@@ -1,0 +1,1 @@
+"""Public names shared by every part of Looper; see the modules for what each one promises."""
