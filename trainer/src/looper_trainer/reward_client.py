@@ -74,7 +74,7 @@ class Waiting:
     def __str__(self) -> str:
         return (
             f"waiting for the reward service: {self.reason}; attempt {self.attempt} failed, next in "
-            f"{self.next_try_s:.1f} s, gives up after {self.gives_up_after_s:.0f} s ({self.waited_s:.0f} s so far)"
+            f"{self.next_try_s:.1f} s, {self.waited_s:.0f} of {self.gives_up_after_s:.0f} s waited"
         )
 
 
