@@ -1,0 +1,439 @@
+"""The demo's word-problem templates: a question, the ranges of its numbers, and its worked steps.
+
+A step reads `label: result = left op right`; operands are numbers of the question, earlier results or
+constants that the question implies ("a week" is 7). The last result is the answer. `build` in `problems`
+rejects draws in which a result is not a whole number from 2 to 999, so no sentence meets "1 apples", a debt
+or half a child.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Template:
+    """One problem shape. `ranges` maps a number's letter to its smallest and largest value, both included."""
+
+    name: str
+    question: str
+    ranges: MappingProxyType[str, tuple[int, int]]
+    steps: tuple[str, ...]
+
+
+def _template(name: str, question: str, *steps: str, **ranges: tuple[int, int]) -> Template:
+    return Template(name, question, MappingProxyType(ranges), steps)
+
+
+# (name, he, his, him)
+PEOPLE = (
+    ("Ana", "she", "her", "her"),
+    ("Ben", "he", "his", "him"),
+    ("Cora", "she", "her", "her"),
+    ("Dan", "he", "his", "him"),
+    ("Ella", "she", "her", "her"),
+    ("Finn", "he", "his", "him"),
+    ("Grace", "she", "her", "her"),
+    ("Hugo", "he", "his", "him"),
+    ("Iris", "she", "her", "her"),
+    ("Jack", "he", "his", "him"),
+    ("Lena", "she", "her", "her"),
+    ("Milo", "he", "his", "him"),
+    ("Nora", "she", "her", "her"),
+    ("Omar", "he", "his", "him"),
+    ("Priya", "she", "her", "her"),
+    ("Sam", "he", "his", "him"),
+)
+
+# Every word of a kind fits wherever the kind is asked for; all are plurals of countable nouns.
+WORDS = {
+    "thing": ("marbles", "stickers", "beads", "stamps", "shells", "cards", "buttons", "crayons", "badges"),
+    "fruit": ("apples", "pears", "plums", "oranges", "peaches", "lemons", "mangoes", "figs"),
+    "food": ("cookies", "muffins", "rolls", "cupcakes", "tarts", "buns", "scones", "waffles"),
+    "animal": ("hens", "goats", "ducks", "rabbits", "geese", "lambs"),
+    "plant": ("roses", "tulips", "daisies", "lilies", "pansies", "violets"),
+    "good": ("books", "lamps", "mugs", "bowls", "candles", "kites", "caps", "scarves"),
+}
+
+TEMPLATES: tuple[Template, ...] = (
+    _template(
+        "boxes_minus_gift",
+        "{name} buys {a} boxes of {thing} with {b} {thing} in each box. {He} gives {c} {thing} to {name2}. "
+        "How many {thing} does {name} have left?",
+        "Bought: t = a * b",
+        "Left: r = t - c",
+        a=(3, 9), b=(11, 49), c=(5, 40),
+    ),
+    _template(
+        "two_shelves",
+        "One shelf holds {a} rows of {b} {good}. Another shelf holds {c} {good}. How many {good} are there "
+        "in all?",
+        "First shelf: t = a * b",
+        "In all: r = t + c",
+        a=(3, 9), b=(11, 39), c=(12, 60),
+    ),
+    _template(
+        "bakery_trays",
+        "A bakery bakes {a} trays of {b} {food}. By noon it sells {c} {food}. How many {food} are left?",
+        "Baked: t = a * b",
+        "Left: r = t - c",
+        a=(3, 9), b=(12, 48), c=(11, 60),
+    ),
+    _template(
+        "share_after_loss",
+        "{name} has {a} {thing}. {He} loses {b} of them and shares the rest equally among {c} friends. How "
+        "many {thing} does each friend get?",
+        "Rest: t = a - b",
+        "Each friend: r = t / c",
+        a=(24, 99), b=(4, 20), c=(2, 9),
+    ),
+    _template(
+        "weekly_savings",
+        "{name} saves ${a} every week. After {b} weeks {he} buys a coat for ${c}. How many dollars does "
+        "{name} have left?",
+        "Saved: t = a * b",
+        "Left: r = t - c",
+        a=(12, 49), b=(3, 9), c=(20, 80),
+    ),
+    _template(
+        "two_pay_rates",
+        "{name} earns ${a} an hour on weekdays and ${b} an hour on weekends. This week {he} worked {c} "
+        "hours on weekdays and {d} hours on the weekend. How many dollars did {name} earn?",
+        "Weekdays: s = a * c",
+        "Weekend: t = b * d",
+        "Total: r = s + t",
+        a=(11, 25), b=(13, 29), c=(3, 9), d=(2, 6),
+    ),
+    _template(
+        "twice_as_many",
+        "{name} has {a} {thing} and finds {b} more. {name2} now has twice as many {thing} as {name}. "
+        "How many {thing} do they have together?",
+        "{name}: s = a + b",
+        "{name2}: t = s * 2",
+        "Together: r = s + t",
+        a=(11, 90), b=(4, 60),
+    ),
+    _template(
+        "times_as_many_lost",
+        "{name} picks {a} {fruit}. {name2} picks {b} times as many but drops {c} of them. How many {fruit} "
+        "does {name2} keep?",
+        "Picked: t = a * b",
+        "Kept: r = t - c",
+        a=(11, 39), b=(3, 8), c=(4, 30),
+    ),
+    _template(
+        "pages_per_day",
+        "A book has {a} pages. {name} reads {b} pages a day for {c} days. How many pages are left to read?",
+        "Read: t = b * c",
+        "Left: r = a - t",
+        a=(150, 400), b=(12, 38), c=(3, 9),
+    ),
+    _template(
+        "bus_stops",
+        "A bus starts with {a} people. At the first stop {b} people get off and {c} get on. At the next "
+        "stop {d} people get on. How many people are on the bus now?",
+        "After getting off: s = a - b",
+        "After the first stop: t = s + c",
+        "Now: r = t + d",
+        a=(25, 70), b=(4, 20), c=(3, 25), d=(3, 25),
+    ),
+    _template(
+        "tickets",
+        "A ticket costs ${a} for an adult and ${b} for a child. How many dollars do {c} adults and {d} "
+        "children pay?",
+        "Adults: s = a * c",
+        "Children: t = b * d",
+        "Total: r = s + t",
+        a=(12, 29), b=(3, 9), c=(2, 8), d=(3, 9),
+    ),
+    _template(
+        "garden_rows",
+        "{name} plants {a} rows of {plant} with {b} {plant} in each row. Then {he} plants {c} more. Later "
+        "{d} {plant} wilt. How many {plant} are healthy?",
+        "Rows: s = a * b",
+        "Planted: t = s + c",
+        "Healthy: r = t - d",
+        a=(3, 9), b=(11, 29), c=(5, 30), d=(3, 25),
+    ),
+    _template(
+        "change_from_bill",
+        "{name} buys {a} {good} at ${b} each and pays with ${c}. How many dollars of change does {he} get?",
+        "Cost: t = a * b",
+        "Change: r = c - t",
+        a=(3, 9), b=(6, 28), c=(100, 300),
+    ),
+    _template(
+        "half_sold",
+        "A shop has {a} {good}. It sells half of them in the morning and {b} more in the afternoon. How "
+        "many {good} are left?",
+        "Morning: s = a / 2",
+        "After the morning: t = a - s",
+        "Left: r = t - b",
+        a=(40, 200), b=(3, 30),
+    ),
+    _template(
+        "eggs_for_days",
+        "{name}'s farm has {a} hens. Each hen lays {b} eggs a month. {He} sells {c} eggs. How many eggs "
+        "remain?",
+        "Laid: t = a * b",
+        "Remaining: r = t - c",
+        a=(3, 9), b=(14, 28), c=(15, 60),
+    ),
+    _template(
+        "train_cars",
+        "A train has {a} cars with {b} seats each. {c} seats are empty. How many seats are taken?",
+        "Seats: t = a * b",
+        "Taken: r = t - c",
+        a=(4, 9), b=(32, 78), c=(11, 90),
+    ),
+    _template(
+        "equal_bags",
+        "{name} has {a} red {thing} and {b} blue {thing}. {He} puts them into bags of {c}. How many bags "
+        "does {he} fill?",
+        "In all: t = a + b",
+        "Bags: r = t / c",
+        a=(11, 79), b=(12, 70), c=(3, 9),
+    ),
+    _template(
+        "running_laps",
+        "{name} runs {a} laps of {b} meters on Monday and {c} meters on Tuesday. How many meters does {he} "
+        "run in all?",
+        "Monday: t = a * b",
+        "In all: r = t + c",
+        a=(3, 9), b=(40, 95), c=(50, 250),
+    ),
+    _template(
+        "two_classes_buses",
+        "One class has {a} children and another has {b}. They ride in vans that hold {c} children each. "
+        "How many full vans do they need?",
+        "Children: t = a + b",
+        "Vans: r = t / c",
+        a=(15, 60), b=(14, 60), c=(4, 9),
+    ),
+    _template(
+        "fence_boards",
+        "A fence has {a} sections with {b} boards each. {name} has painted {c} boards. How many boards are "
+        "still to paint?",
+        "Boards: t = a * b",
+        "To paint: r = t - c",
+        a=(4, 9), b=(12, 39), c=(14, 80),
+    ),
+    _template(
+        "aquarium",
+        "A tank holds {a} liters. Each of {b} buckets adds {c} liters to the {d} liters already in it. How "
+        "many liters are still missing?",
+        "Added: s = b * c",
+        "In the tank: t = d + s",
+        "Missing: r = a - t",
+        a=(150, 400), b=(3, 8), c=(11, 25), d=(10, 60),
+    ),
+    _template(
+        "toys_per_day",
+        "A factory makes {a} toys a day. It works {b} days and packs the toys in crates of {c}. How many "
+        "crates does it fill?",
+        "Toys: t = a * b",
+        "Crates: r = t / c",
+        a=(12, 90), b=(3, 9), c=(4, 9),
+    ),
+    _template(
+        "age_sum",
+        "{name} is {a} years old. {name2} is {b} years older than {name}. What will the sum of their ages "
+        "be in {c} years?",
+        "{name2} now: s = a + b",
+        "Sum now: t = a + s",
+        "Both grow: u = c * 2",
+        "Sum then: r = t + u",
+        a=(6, 40), b=(2, 25), c=(2, 12),
+    ),
+    _template(
+        "craft_profit",
+        "{name} sells {a} {good} for ${b} each. The material costs ${c} for each of them. How many dollars "
+        "of profit does {he} make?",
+        "Profit on one: t = b - c",
+        "Profit: r = t * a",
+        a=(3, 9), b=(25, 80), c=(4, 24),
+    ),
+    _template(
+        "chairs",
+        "A hall has {a} rows of {b} chairs. {name} brings {c} more chairs and {name2} brings {d}. How many "
+        "chairs are there now?",
+        "Rows: s = a * b",
+        "With {name}'s: t = s + c",
+        "Now: r = t + d",
+        a=(4, 9), b=(11, 32), c=(6, 30), d=(6, 30),
+    ),
+    _template(
+        "rope_pieces",
+        "{name} has a rope of {a} meters. {He} cuts off {b} pieces of {c} meters each. How many meters of "
+        "rope are left?",
+        "Cut off: t = b * c",
+        "Left: r = a - t",
+        a=(90, 300), b=(3, 8), c=(11, 29),
+    ),
+    _template(
+        "phone_calls",
+        "{name} calls {a} people an hour for {b} hours. {c} people do not answer. How many people answer?",
+        "Calls: t = a * b",
+        "Answered: r = t - c",
+        a=(11, 38), b=(3, 8), c=(5, 50),
+    ),
+    _template(
+        "dozens",
+        "{name} buys {a} dozen {food}. {name2} eats {b} and {name3} eats {c}. How many {food} are left?",
+        "Bought: s = a * 12",
+        "Eaten: t = b + c",
+        "Left: r = s - t",
+        a=(3, 9), b=(3, 20), c=(4, 20),
+    ),
+    _template(
+        "weeks_to_days",
+        "{name} practices the piano {a} minutes a day. How many minutes does {he} practice in a week if "
+        "{he} skips {b} minutes in total?",
+        "Plan: t = a * 7",
+        "Practiced: r = t - b",
+        a=(12, 75), b=(5, 60),
+    ),
+    _template(
+        "cows_and_sheep",
+        "A farm has {a} cows and {b} times as many sheep. It sells {c} sheep. How many sheep remain?",
+        "Sheep: t = a * b",
+        "Remaining: r = t - c",
+        a=(13, 48), b=(3, 7), c=(6, 60),
+    ),
+    _template(
+        "fewer_than",
+        "{name} has {a} {thing}. {name2} has {b} fewer than {name}. {name3} has {c} more than {name2}. How "
+        "many {thing} does {name3} have?",
+        "{name2}: t = a - b",
+        "{name3}: r = t + c",
+        a=(30, 99), b=(5, 28), c=(4, 60),
+    ),
+    _template(
+        "three_day_total",
+        "{name} picks {a} {fruit} on Monday, {b} more than that on Tuesday and {c} on Wednesday. How many "
+        "{fruit} does {he} pick in all?",
+        "Tuesday: s = a + b",
+        "Two days: t = a + s",
+        "In all: r = t + c",
+        a=(11, 60), b=(4, 30), c=(12, 60),
+    ),
+    _template(
+        "groups_of_children",
+        "{a} children form teams of {b}. Each team gets {c} {good}. How many {good} are needed?",
+        "Teams: t = a / b",
+        "Needed: r = t * c",
+        a=(24, 81), b=(3, 9), c=(11, 40),
+    ),
+    _template(
+        "cost_split",
+        "{a} friends rent a boat for {b} hours at ${c} an hour and share the cost equally. How many "
+        "dollars does each friend pay?",
+        "Cost: t = b * c",
+        "Each: r = t / a",
+        a=(2, 9), b=(3, 9), c=(12, 60),
+    ),
+    _template(
+        "painted_tiles",
+        "A wall has {a} rows of {b} tiles. Each row has {c} blue tiles and the others are white. How many "
+        "tiles are white?",
+        "White in a row: t = b - c",
+        "White: r = t * a",
+        a=(4, 9), b=(20, 70), c=(4, 19),
+    ),
+    _template(
+        "two_trips",
+        "{name} drives {a} miles an hour for {b} hours and then {c} miles an hour for {d} hours. How many "
+        "miles does {he} drive?",
+        "First part: s = a * b",
+        "Second part: t = c * d",
+        "Total: r = s + t",
+        a=(25, 65), b=(2, 6), c=(25, 65), d=(2, 6),
+    ),
+    _template(
+        "library_returns",
+        "A library has {a} books. On Monday {b} books are borrowed. On Tuesday {c} books are borrowed and "
+        "{d} are returned. How many books are there now?",
+        "After Monday: s = a - b",
+        "After borrowing: t = s - c",
+        "Now: r = t + d",
+        a=(120, 400), b=(12, 60), c=(11, 50), d=(5, 40),
+    ),
+    _template(
+        "cups_per_pitcher",
+        "{name} fills {a} pitchers with {b} cups of juice each. {c} guests drink {d} cups each. How many "
+        "cups of juice are left?",
+        "Filled: s = a * b",
+        "Drunk: t = c * d",
+        "Left: r = s - t",
+        a=(4, 9), b=(11, 24), c=(5, 12), d=(2, 5),
+    ),
+    _template(
+        "photo_album",
+        "An album has {a} pages with {b} photos on each page. {name} adds {c} photos on a new page and "
+        "removes {d}. How many photos are in the album?",
+        "Pages: s = a * b",
+        "After adding: t = s + c",
+        "In the album: r = t - d",
+        a=(4, 9), b=(11, 24), c=(3, 14), d=(3, 40),
+    ),
+    _template(
+        "saving_for_bike",
+        "A bike costs ${a}. {name} has ${b} and earns ${c} a week. How many dollars does {he} still need "
+        "after {d} weeks?",
+        "Earned: s = c * d",
+        "Has: t = b + s",
+        "Needs: r = a - t",
+        a=(180, 420), b=(10, 60), c=(12, 28), d=(3, 7),
+    ),
+    _template(
+        "pens_and_yard",
+        "{name} has {a} {animal} in each of {b} pens and {c} {animal} in the yard. {He} sells {d} "
+        "{animal}. How many {animal} are left?",
+        "Pens: s = a * b",
+        "In all: t = s + c",
+        "Left: r = t - d",
+        a=(11, 29), b=(3, 8), c=(5, 30), d=(4, 40),
+    ),
+    _template(
+        "equal_piles",
+        "{name} stacks {a} coins in equal piles of {b}. {He} gives away {c} piles. How many piles are left?",
+        "Piles: t = a / b",
+        "Left: r = t - c",
+        a=(60, 400), b=(3, 9), c=(2, 12),
+    ),
+    _template(
+        "price_drop",
+        "A bag costs ${a}. Its price falls by ${b}. {name} buys {c} bags at the new price. How many "
+        "dollars does {he} pay?",
+        "New price: t = a - b",
+        "Pays: r = t * c",
+        a=(25, 90), b=(4, 22), c=(3, 9),
+    ),
+    _template(
+        "points_in_games",
+        "{name} scores {a} points in each of {b} games. {name2} scores {c} points fewer than {name} in "
+        "all. How many points do they score together?",
+        "{name}: s = a * b",
+        "{name2}: t = s - c",
+        "Together: r = s + t",
+        a=(11, 45), b=(3, 8), c=(4, 40),
+    ),
+    _template(
+        "water_bottles",
+        "A team of {a} players drinks {b} bottles of water each. The coach brought {c} bottles and buys "
+        "{d} more. How many bottles are left?",
+        "Drunk: s = a * b",
+        "Brought: t = c + d",
+        "Left: r = t - s",
+        a=(11, 20), b=(2, 6), c=(60, 120), d=(12, 60),
+    ),
+    _template(
+        "letters_home",
+        "{name} writes {a} letters a month. {name2} writes {b} letters a month. How many more letters than "
+        "{name} does {name2} write in {c} months?",
+        "More in a month: t = b - a",
+        "More: r = t * c",
+        a=(4, 19), b=(25, 60), c=(3, 9),
+    ),
+)
