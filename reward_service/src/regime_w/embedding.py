@@ -1,0 +1,260 @@
+"""Sentence embeddings of reasonings: text in, unit vectors out.
+
+Weights, tokenizer and pooling are those of a sentence-transformers model with mean pooling; the forward
+pass is ours, for two reasons. A vector must have the same bits alone and in any batch, so texts are never
+padded against each other. And reasoning longer than the model's window must count as a whole: it is cut
+into windows of nearly equal length whose token vectors are averaged together, that is, windows are pooled
+by length, where the library would truncate.
+
+The window is the `max_seq_length` that the model declares (256 tokens for all-MiniLM-L6-v2). Tokenizer
+files may carry their own truncation and padding (the packaged one cuts *and pads* to 128): both are reset.
+
+Backends:
+    float32      one window at a time; the reference.
+    packed-bf16  many windows in one pass without padding, bfloat16 matrix products.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+import threading
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+Vectors = npt.NDArray[np.float32]
+
+# Models that an installed package carries as a zip of the hub's folder: hub name -> (package, file).
+PACKAGED_MODELS = {"sentence-transformers/all-MiniLM-L6-v2": ("all_minilm_l6_v2", "model.zip")}
+MODEL_FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+)
+
+
+class EmbeddingUnavailable(RuntimeError):
+    """No usable embedding model under this name; the message says what to do."""
+
+
+class Embedder(Protocol):
+    """Turns n texts into an (n, d) float32 array of unit vectors; a text without content becomes zeros.
+
+    The vector of a text has the same bits whatever it is embedded with. `identity` changes whenever the
+    vectors may change.
+    """
+
+    identity: str
+
+    def embed(self, texts: Sequence[str]) -> Vectors: ...
+
+
+class CachedEmbedder:
+    """An embedder that computes each distinct text once and remembers the most recently used ones."""
+
+    def __init__(self, inner: Embedder, entries: int) -> None:
+        self.identity = inner.identity
+        self._inner = inner
+        self._entries = entries
+        self._vectors: OrderedDict[bytes, Vectors] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """As the inner embedder; safe to call from several threads."""
+        if not texts:
+            return self._inner.embed(texts)
+        keys = [hashlib.blake2b(t.encode("utf-8", "surrogatepass"), digest_size=20).digest() for t in texts]
+        found: dict[bytes, Vectors] = {}
+        with self._lock:
+            for key in keys:
+                if key in self._vectors:
+                    self._vectors.move_to_end(key)
+                    found[key] = self._vectors[key]
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
+        if missing:
+            vectors = self._inner.embed(list(missing.values()))
+            found.update(zip(missing, vectors, strict=True))
+            with self._lock:
+                for key in missing:
+                    if np.isfinite(found[key]).all():  # a failure may be retried, so it is not remembered
+                        self._vectors[key] = found[key].copy()  # a view would keep its whole batch alive
+                while len(self._vectors) > self._entries:
+                    self._vectors.popitem(last=False)
+        return np.stack([found[key] for key in keys])
+
+
+class TransformerEmbedder:
+    """Mean-pooled BERT-like encoder, see the module's docstring. Loads nothing before `__init__`.
+
+    Raises:
+        EmbeddingUnavailable: the model is not found, or is not one that this class can run.
+    """
+
+    def __init__(self, model: str, *, backend: str = "float32", device: str = "cpu") -> None:
+        import tokenizers
+        import torch
+        import transformers
+
+        files = read_model_files(model)
+        require_mean_pooling(files, model)
+        self._tokenizer = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.window = int(json.loads(files["sentence_bert_config.json"])["max_seq_length"])
+        self._forward, self.dimension = _load_forward(files, model, backend, device)
+        self._device = device
+        self.identity = "|".join(
+            [f"{name}={hashlib.blake2b(files[name]).hexdigest()}" for name in sorted(files)]
+            + [backend, device.split(":")[0], f"torch={torch.__version__}"]
+            + [f"transformers={transformers.__version__}", f"tokenizers={tokenizers.__version__}"]
+        )
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """(n, d) float32 unit vectors of the n `texts`."""
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        cls, sep = self._tokenizer.token_to_id("[CLS]"), self._tokenizer.token_to_id("[SEP]")
+        windows: list[list[int]] = []
+        owners: list[int] = []
+        for i, encoding in enumerate(encodings):
+            for window in split_windows(encoding.ids, self.window - 2):
+                windows.append([cls, *window, sep])
+                owners.append(i)
+        sums = np.zeros((len(texts), self.dimension), dtype=np.float64)
+        for owner, total in zip(owners, self._forward(windows), strict=True):
+            sums[owner] += total  # windows of a text arrive in order, so this sum has one order too
+        norms = np.sqrt((sums * sums).sum(axis=1, keepdims=True))
+        return np.divide(sums, norms, out=np.zeros_like(sums), where=norms != 0).astype(np.float32)
+
+
+def split_windows(ids: Sequence[int], size: int) -> list[Sequence[int]]:
+    """`ids` in as few consecutive windows of at most `size` as possible, of nearly equal length."""
+    count = math.ceil(len(ids) / size)
+    return [ids[len(ids) * k // count : len(ids) * (k + 1) // count] for k in range(count)]
+
+
+Forward = Callable[[Sequence[Sequence[int]]], "list[npt.NDArray[np.float64]]"]
+
+
+def _load_forward(files: Mapping[str, bytes], name: str, backend: str, device: str) -> tuple[Forward, int]:
+    """A function from token-id windows to the sum of each window's token vectors (d,), and d."""
+    import safetensors.torch
+    import transformers
+
+    config = json.loads(files["config.json"])
+    weights = safetensors.torch.load(files["model.safetensors"])
+    weights = {key: value for key, value in weights.items() if not key.endswith("position_ids")}
+    try:
+        settings = transformers.AutoConfig.for_model(**config)
+        model = transformers.AutoModel.from_config(settings).float().eval()
+        model.load_state_dict(weights)
+    except (ValueError, RuntimeError) as error:
+        raise EmbeddingUnavailable(f"embedding model {name!r} cannot be run: {error}") from None
+    model.to(device)
+    if backend == "float32":
+        return _one_at_a_time(model, device), int(model.config.hidden_size)
+    raise EmbeddingUnavailable(f"unknown embedding backend {backend!r}; use 'float32'")
+
+
+def _one_at_a_time(model: torch.nn.Module, device: str) -> Forward:
+    import torch
+
+    @torch.inference_mode()
+    def forward(windows: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float64]]:
+        totals = []
+        for window in windows:
+            ids_1T = torch.tensor([window], device=device)
+            hidden_TD = model(input_ids=ids_1T).last_hidden_state[0]
+            totals.append(hidden_TD.double().sum(dim=0).cpu().numpy())
+        return totals
+
+    return forward
+
+
+# --- finding a model's files ---------------------------------------------------------------------------
+
+
+def read_model_files(model: str) -> dict[str, bytes]:
+    """The files of MODEL_FILES of a local folder, a hub model, or a model in an installed package.
+
+    The hub's cache is asked before the package, the network last.
+
+    Raises:
+        EmbeddingUnavailable: found nowhere, or incomplete.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        return _from_folder(folder)
+    cached = _hub_folder(model, local_only=True)
+    if cached is not None:
+        return _from_folder(cached)
+    if model in PACKAGED_MODELS:
+        package, filename = PACKAGED_MODELS[model]
+        spec = importlib.util.find_spec(package)  # found, not imported: the package prints when it is
+        if spec is not None and spec.submodule_search_locations:
+            return _from_zip(Path(spec.submodule_search_locations[0]) / filename)
+    fetched = _hub_folder(model, local_only=False)
+    if fetched is not None:
+        return _from_folder(fetched)
+    hint = " or install the extra looper-reward-service[offline]" if model in PACKAGED_MODELS else ""
+    raise EmbeddingUnavailable(
+        f"embedding model {model!r} was not found: give the path of its folder, connect to the hub{hint}"
+    )
+
+
+def require_mean_pooling(files: Mapping[str, bytes], model: str) -> None:
+    """Raise EmbeddingUnavailable unless the model is a transformer, mean pooling and at most a normalisation."""
+    kinds = [module["type"].rsplit(".", 1)[-1] for module in json.loads(files["modules.json"])]
+    pooling: dict[str, Any] = json.loads(files["1_Pooling/config.json"])
+    modes = {key for key, value in pooling.items() if key.startswith("pooling_mode_") and value}
+    if pooling.get("pooling_mode") == "mean":
+        modes = {"pooling_mode_mean_tokens"}
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) or modes != {
+        "pooling_mode_mean_tokens"
+    }:
+        raise EmbeddingUnavailable(
+            f"embedding model {model!r} does not pool by the mean; choose one that does"
+        )
+
+
+def _hub_folder(model: str, *, local_only: bool) -> Path | None:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        path = huggingface_hub.snapshot_download(
+            model, allow_patterns=list(MODEL_FILES), local_files_only=local_only
+        )
+    except (OSError, HfHubHTTPError, HFValidationError, ValueError):
+        return None
+    return Path(path)
+
+
+def _from_folder(folder: Path) -> dict[str, bytes]:
+    try:
+        return {name: (folder / name).read_bytes() for name in MODEL_FILES}
+    except FileNotFoundError as error:
+        raise EmbeddingUnavailable(
+            f"{error.filename}: missing; the folder holds no sentence-transformers model"
+        ) from None
+
+
+def _from_zip(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        try:
+            return {name: archive.read(name) for name in MODEL_FILES}
+        except KeyError as error:
+            raise EmbeddingUnavailable(f"{path.name}: {error.args[0]}; reinstall the package") from None

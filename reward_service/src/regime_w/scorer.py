@@ -1,0 +1,179 @@
+"""`Scorer`: questions of the wire contract in, their scores and rewards out.
+
+All arms of all questions of a call are embedded together. A part that fails makes its question *failed*,
+never zero: a call that fails as a whole is tried again question by question, so that one bad text does not
+take the others down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import looper_schemas
+import numpy as np
+from looper_schemas.answers import answers_match, extract_answer, split_final_answer
+from looper_schemas.problems import PROBLEMS, ProblemCode
+from looper_schemas.scoring import (
+    Arm,
+    ArmReward,
+    FailedQuestion,
+    Question,
+    QuestionError,
+    RewardMode,
+    RewardRange,
+    ScoredQuestion,
+    Scores,
+)
+
+from regime_w.arms import family_of
+from regime_w.embedding import CachedEmbedder, Embedder, TransformerEmbedder, Vectors
+from regime_w.judges import EquationsJudge, Judge
+from regime_w.reward import compute_reward, reward_range
+from regime_w.scoring import ArmResult, compute_regime_w_scores
+from regime_w.settings import RegimeWSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    question: Question
+    arms: tuple[ArmResult, ...]
+    correct: tuple[bool | None, ...]
+
+
+class Scorer:
+    """Scores questions; deterministic, and the same for a question alone and among others.
+
+    `scorer_id` is a digest of the scoring code, the settings and the models: equal ids give equal rewards.
+
+    Raises:
+        regime_w.embedding.EmbeddingUnavailable: the embedding model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        settings: RegimeWSettings | None = None,
+        embedder: Embedder | None = None,
+        judge: Judge | None = None,
+    ) -> None:
+        self.settings = settings or RegimeWSettings()
+        if embedder is None:
+            embedder = TransformerEmbedder(
+                self.settings.embedding_model,
+                backend=self.settings.embedding_backend,
+                device=self.settings.embedding_device,
+            )
+        self._embedder = CachedEmbedder(embedder, self.settings.embedding_cache_entries)
+        self._judge = judge or EquationsJudge()
+        self.scorer_id = _scorer_id(self.settings, self._embedder.identity, self._judge.identity)
+
+    def score(self, questions: Sequence[Question], mode: RewardMode) -> list[ScoredQuestion | FailedQuestion]:
+        """One result a question, in order, with all components. Never raises for what a question holds."""
+        parsed = [self._parse(question) for question in questions]
+        vectors = self._embed([p for p in parsed if isinstance(p, _Parsed)])
+        return [
+            self._score_one(p, vectors[p.question.id], mode) if isinstance(p, _Parsed) else p for p in parsed
+        ]
+
+    def reward_range(self, mode: RewardMode) -> RewardRange:
+        """The interval of every reward in `mode`, without the length penalty."""
+        return reward_range(mode, self.settings.reward)
+
+    def _parse(self, question: Question) -> _Parsed | FailedQuestion:
+        try:
+            arms = tuple(parse_arm(arm) for arm in question.arms)
+        except IndexError:
+            return _failed(question, ProblemCode.INVALID_REQUEST)
+        gold = question.gold_answer
+        correct = tuple(
+            None if gold is None else arm.answer is not None and answers_match(arm.answer, gold)
+            for arm in arms
+        )
+        return _Parsed(question, arms, correct)
+
+    def _embed(self, parsed: Sequence[_Parsed]) -> dict[str, Vectors | None]:
+        """The (n, d) vectors of each question by id; None where the embedder failed."""
+        try:
+            rows = self._embedder.embed([arm.reasoning for p in parsed for arm in p.arms])
+        except Exception as error:
+            # The kind of error only: its message might quote a text.
+            logger.error("embedding %d questions together failed: %s", len(parsed), type(error).__name__)
+            if len(parsed) == 1:
+                return {parsed[0].question.id: None}
+            return {p.question.id: self._embed([p])[p.question.id] for p in parsed}
+        ends = np.cumsum([len(p.arms) for p in parsed])[:-1]
+        return {p.question.id: part for p, part in zip(parsed, np.split(rows, ends), strict=True)}
+
+    def _score_one(
+        self, parsed: _Parsed, vectors: Vectors | None, mode: RewardMode
+    ) -> ScoredQuestion | FailedQuestion:
+        question = parsed.question
+        if vectors is None:
+            return _failed(question, ProblemCode.SCORER_FAILED)
+        try:
+            scores = compute_regime_w_scores(
+                parsed.arms,
+                vectors,
+                lambda pairs: self._judge.judge_pairs(question.question, pairs),
+                self.settings,
+            )
+        except Exception as error:
+            logger.error("scoring a question failed: %s", type(error).__name__)
+            return _failed(question, ProblemCode.SCORER_FAILED)
+        rewards = compute_reward(
+            mode,
+            parsed.correct,
+            scores.s_wm,
+            scores.shares,
+            [arm.tokens_out for arm in question.arms],
+            gold_known=question.gold_answer is not None,
+            settings=self.settings.reward,
+        )
+        return ScoredQuestion(
+            id=question.id,
+            reward=rewards.question,
+            degenerate=scores.degenerate,
+            scores=Scores(s_end=scores.s_end, s_path=scores.s_path, s_cf=scores.s_cf, s_wm=scores.s_wm),
+            correct_flags=parsed.correct,
+            arms=tuple(
+                ArmReward(id=arm.id, reward=reward)
+                for arm, reward in zip(question.arms, rewards.arms, strict=True)
+            ),
+        )
+
+
+def parse_arm(arm: Arm) -> ArmResult:
+    """What `arm` said. Its `answer` field counts where given; else the answer is sought in its text.
+
+    Raises:
+        IndexError: the service has no arm of this index.
+    """
+    full_text = arm.full_text if arm.full_text is not None else arm.reasoning or ""
+    reasoning = arm.reasoning if arm.reasoning is not None else full_text
+    answer = extract_answer(full_text if arm.answer is None else arm.answer)
+    return ArmResult(answer=answer, reasoning=split_final_answer(reasoning)[0], family=family_of(arm.arm))
+
+
+def _failed(question: Question, code: ProblemCode) -> FailedQuestion:
+    return FailedQuestion(id=question.id, error=QuestionError(code=code, retryable=PROBLEMS[code].retryable))
+
+
+def _scorer_id(settings: RegimeWSettings, *identities: str) -> str:
+    """An opaque digest of everything that scores depend on."""
+    digest = hashlib.blake2b(digest_size=16)
+    folders = [Path(__file__).parent, Path(looper_schemas.__file__).parent]
+    sources = [path for folder in folders for path in sorted(folder.glob("*.py")) if path.name != "demo.py"]
+    parts = [
+        *(path.read_bytes() for path in sources),
+        settings.model_dump_json(exclude={"embedding_model", "embedding_cache_entries"}).encode(),
+        np.__version__.encode(),
+        *(identity.encode() for identity in identities),
+    ]
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()

@@ -1,0 +1,69 @@
+"""Every number that scoring depends on, in one frozen object.
+
+A `Scorer` digests these settings into its `scorer_id`, so that two services with different settings can
+never be mistaken for each other.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+UnitFloat = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Frozen(BaseModel):
+    """Base of the settings: immutable, closed, finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Weights(Frozen):
+    """Weights of the three components in s_wm; they sum to 1."""
+
+    end: UnitFloat = 0.4
+    path: UnitFloat = 0.3
+    cf: UnitFloat = 0.3
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> Self:
+        if not math.isclose(self.end + self.path + self.cf, 1.0, abs_tol=1e-9):
+            raise ValueError("the weights end + path + cf must sum to 1")
+        return self
+
+
+class LengthPenalty(Frozen):
+    """L = max(floor, -per_token * max(0, tokens - free_tokens))."""
+
+    per_token: Annotated[float, Field(ge=0.0)] = 0.001
+    free_tokens: Annotated[int, Field(ge=0)] = 512
+    floor: Annotated[float, Field(le=0.0)] = -0.5
+
+
+class RewardSettings(Frozen):
+    """Base rewards, the weight of coherence, and the length penalty (None: off)."""
+
+    correct: float = 1.0
+    wrong: float = -0.5
+    coherence: Annotated[float, Field(ge=0.0)] = 0.7
+    length_penalty: LengthPenalty | None = None
+
+
+class RegimeWSettings(Frozen):
+    """All settings of a `Scorer`.
+
+    `copies_threshold`: two arms with at least this 5-gram Jaccard similarity are copies (None: no rule).
+    `embedding_model`: a folder, a hub name, or the name of the model that an installed package carries.
+    `embedding_backend`: see `embedding.py` for what each one costs and how far it is from float32.
+    """
+
+    weights: Weights = Weights()
+    reward: RewardSettings = RewardSettings()
+    copies_threshold: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.9
+    judge: Literal["equations"] = "equations"
+    embedding_model: Annotated[str, Field(min_length=1)] = "sentence-transformers/all-MiniLM-L6-v2"
+    embedding_backend: Literal["float32", "packed-bf16"] = "float32"
+    embedding_device: str = "cpu"
+    embedding_cache_entries: Annotated[int, Field(ge=0)] = 20_000
