@@ -114,9 +114,9 @@ class TransformerEmbedder:
         self._tokenizer = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._cls, self._sep = self._tokenizer.encode("").ids  # every text is framed by these two
         self.window = int(json.loads(files["sentence_bert_config.json"])["max_seq_length"])
         self._forward, self.dimension = _load_forward(files, model, backend, device)
-        self._device = device
         self.identity = "|".join(
             [f"{name}={hashlib.blake2b(files[name]).hexdigest()}" for name in sorted(files)]
             + [backend, device.split(":")[0], f"torch={torch.__version__}"]
@@ -126,18 +126,18 @@ class TransformerEmbedder:
     def embed(self, texts: Sequence[str]) -> Vectors:
         """(n, d) float32 unit vectors of the n `texts`."""
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        cls, sep = self._tokenizer.token_to_id("[CLS]"), self._tokenizer.token_to_id("[SEP]")
         windows: list[list[int]] = []
         owners: list[int] = []
         for i, encoding in enumerate(encodings):
             for window in split_windows(encoding.ids, self.window - 2):
-                windows.append([cls, *window, sep])
+                windows.append([self._cls, *window, self._sep])
                 owners.append(i)
         sums = np.zeros((len(texts), self.dimension), dtype=np.float64)
         for owner, total in zip(owners, self._forward(windows), strict=True):
             sums[owner] += total  # windows of a text arrive in order, so this sum has one order too
         norms = np.sqrt((sums * sums).sum(axis=1, keepdims=True))
-        return np.divide(sums, norms, out=np.zeros_like(sums), where=norms != 0).astype(np.float32)
+        units: Vectors = np.divide(sums, norms, out=np.zeros_like(sums), where=norms != 0).astype(np.float32)
+        return units
 
 
 def split_windows(ids: Sequence[int], size: int) -> list[Sequence[int]]:
@@ -154,19 +154,27 @@ def _load_forward(files: Mapping[str, bytes], name: str, backend: str, device: s
     import safetensors.torch
     import transformers
 
-    config = json.loads(files["config.json"])
-    weights = safetensors.torch.load(files["model.safetensors"])
-    weights = {key: value for key, value in weights.items() if not key.endswith("position_ids")}
+    config: dict[str, Any] = json.loads(files["config.json"])
+    weights = {
+        key: value.float()
+        for key, value in safetensors.torch.load(files["model.safetensors"]).items()
+        if not key.endswith("position_ids")  # a buffer of older versions
+    }
+    dimension = int(config["hidden_size"])
     try:
-        settings = transformers.AutoConfig.for_model(**config)
-        model = transformers.AutoModel.from_config(settings).float().eval()
-        model.load_state_dict(weights)
-    except (ValueError, RuntimeError) as error:
+        if backend == "packed-bf16":
+            from regime_w.packed import PackedBert
+
+            if config["model_type"] != "bert":
+                raise ValueError("packed-bf16 runs BERT encoders only; set embedding_backend = 'float32'")
+            return PackedBert(config, weights, device), dimension
+        if backend != "float32":
+            raise ValueError(f"unknown embedding backend {backend!r}")
+        model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**config))
+        model.float().eval().load_state_dict(weights)
+    except (KeyError, ValueError, RuntimeError) as error:
         raise EmbeddingUnavailable(f"embedding model {name!r} cannot be run: {error}") from None
-    model.to(device)
-    if backend == "float32":
-        return _one_at_a_time(model, device), int(model.config.hidden_size)
-    raise EmbeddingUnavailable(f"unknown embedding backend {backend!r}; use 'float32'")
+    return _one_at_a_time(model.to(device), device), dimension
 
 
 def _one_at_a_time(model: torch.nn.Module, device: str) -> Forward:
@@ -216,7 +224,7 @@ def read_model_files(model: str) -> dict[str, bytes]:
 
 
 def require_mean_pooling(files: Mapping[str, bytes], model: str) -> None:
-    """Raise EmbeddingUnavailable unless the model is a transformer, mean pooling and at most a normalisation."""
+    """Raise EmbeddingUnavailable unless the model is an encoder with mean pooling and no more."""
     kinds = [module["type"].rsplit(".", 1)[-1] for module in json.loads(files["modules.json"])]
     pooling: dict[str, Any] = json.loads(files["1_Pooling/config.json"])
     modes = {key for key, value in pooling.items() if key.startswith("pooling_mode_") and value}

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from looper_schemas.scoring import RewardMode, RewardRange
-
 from regime_w.settings import LengthPenalty, RewardSettings
 
 
@@ -59,9 +58,9 @@ def compute_reward(
         penalty = math.fsum(penalties) / len(penalties) if penalties else 0.0
         reward = base(any_correct) + settings.coherence * s_wm + penalty
         return Rewards(reward, (reward,) * len(correct))
-    gate = (lambda c: c is True) if mode is RewardMode.ARM_GATED else (lambda c: True)
+    gated = mode is RewardMode.ARM_GATED
     arms = tuple(
-        base(c) + (settings.coherence * share if gate(c) else 0.0) + penalty
+        base(c) + (0.0 if gated and not c else settings.coherence * share) + penalty
         for c, share, penalty in zip(correct, shares, penalties, strict=True)
     )
     return Rewards(math.fsum(arms) / len(arms) if arms else base(any_correct), arms)

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import looper_schemas
 import numpy as np
+
+import looper_schemas
 from looper_schemas.answers import answers_match, extract_answer, split_final_answer
 from looper_schemas.problems import PROBLEMS, ProblemCode
 from looper_schemas.scoring import (
@@ -28,7 +29,6 @@ from looper_schemas.scoring import (
     ScoredQuestion,
     Scores,
 )
-
 from regime_w.arms import family_of
 from regime_w.embedding import CachedEmbedder, Embedder, TransformerEmbedder, Vectors
 from regime_w.judges import EquationsJudge, Judge

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from looper_schemas.answers import extract_answer
 
+from looper_schemas.answers import extract_answer
 from regime_w.arms import Family
 from regime_w.copies import Pair, copied_pairs
 from regime_w.settings import RegimeWSettings, Weights
@@ -237,4 +237,5 @@ def _cosines(vectors: FloatArray) -> npt.NDArray[np.float64]:
     norms = np.sqrt((scaled * scaled).sum(axis=1, keepdims=True))
     units = np.divide(scaled, norms, out=np.zeros_like(wide), where=norms > 0)
     grid = np.rint(units * 2.0**26)
-    return np.clip((grid @ grid.T) * 2.0**-52, 0.0, 1.0)
+    gram: npt.NDArray[np.float64] = grid @ grid.T
+    return np.clip(gram * 2.0**-52, 0.0, 1.0)
