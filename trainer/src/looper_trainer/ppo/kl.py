@@ -44,7 +44,7 @@ class FixedKL:
 
 
 class AdaptiveKL:
-    """Proportional control towards a target KL, arXiv:1909.08593 section 2.2: gain 0.1, error clipped at 0.2."""
+    """Proportional control towards a target KL, arXiv:1909.08593 section 2.2: gain 0.1, error within 0.2."""
 
     gain = 0.1
     max_error = 0.2

@@ -42,7 +42,7 @@ class ValueLoss(NamedTuple):
 def clipped_value_loss(
     values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, clip_range: float
 ) -> ValueLoss:
-    """Half the squared error: the larger of the plain one and that of a prediction held near the old value."""
+    """Half the squared error: the larger of the plain one and that of a prediction held near the old."""
     held_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip_range, clip_range)
     plain_error_BT = (values_BT - returns_BT) ** 2
     held_error_BT = (held_BT - returns_BT) ** 2

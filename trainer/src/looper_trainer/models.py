@@ -1,0 +1,103 @@
+"""Base models: loading them for training, and merging an adapter into a plain Hugging Face folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from looper_trainer.config import StageConfig
+from looper_trainer.errors import CheckpointError, UserError
+from looper_trainer.sampling.transformers import one_line, require_checkpoint, resolve_device, resolve_dtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WEIGHT_FILES = ("*.safetensors", "*.bin")
+
+
+class MergeConfig(StageConfig):
+    """Settings of `looper merge`. `base` is by default the model that the adapter says it was trained on."""
+
+    adapter: Path = Path("checkpoints/ppo_rl/adapter")
+    base: str | None = None
+    output: Path = Path("checkpoints/ppo_rl/merged")
+
+
+def load_base(
+    path_or_name: str, device: str = "auto", dtype: str = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A frozen causal language model without dropout, in eval mode, and its tokenizer.
+
+    Args:
+        path_or_name: a folder written by `save_pretrained`, or a hub name.
+        device: "auto" is a GPU where there is one; else a torch device.
+        dtype: "auto" is the checkpoint's own on a GPU and float32 on a CPU; else a torch dtype's name.
+
+    Raises:
+        CheckpointError: there is no model there.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = resolve_device(device)
+    require_checkpoint(path_or_name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path_or_name)
+        model = AutoModelForCausalLM.from_pretrained(path_or_name, dtype=resolve_dtype(dtype, place))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path_or_name}: cannot load the model: {one_line(error)}") from error
+    model.requires_grad_(False)
+    remove_dropout(model)
+    return model.to(place).eval(), tokenizer
+
+
+def remove_dropout(model: nn.Module) -> None:
+    """Set every dropout rate to 0, so that a policy in train mode is the policy that was sampled."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def run_merge(config: MergeConfig) -> None:
+    """`looper merge`: write the base model with the adapter merged into it to `config.output`."""
+    merge_adapter(config.adapter, config.output, config.base)
+    print(f"merged {config.adapter} into {config.output}")
+
+
+def merge_adapter(adapter: Path, output: Path, base: str | None = None) -> None:
+    """Write base + adapter as a plain folder that `transformers` and `vllm serve` load.
+
+    The sum is computed once, in float32, and stored in the base's dtype; repeated merging in place would
+    drift. An existing `output` is replaced only when the new one is complete.
+
+    Raises:
+        CheckpointError: `adapter` is no adapter, or does not fit `base`, or the base cannot be loaded.
+    """
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoConfig
+
+    if not (adapter / "adapter_config.json").is_file():
+        raise CheckpointError(f"{adapter}: holds no adapter_config.json; name the folder of a LoRA adapter")
+    if output.exists() and any(output.iterdir()) and not (output / "config.json").is_file():
+        raise UserError(f"{output}: exists and is no merged model; choose another --output or remove it")
+    base = base or PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    if not base:
+        raise CheckpointError(f"{adapter}: does not say which model it was trained on; name it with --base")
+    model, tokenizer = load_base(base, device="cpu", dtype="float32")
+    dtype = AutoConfig.from_pretrained(base).dtype or torch.float32
+    try:
+        merged = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{adapter}: does not fit the model {base}: {one_line(error)}") from error
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    merged.to(dtype).save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    shutil.rmtree(output, ignore_errors=True)
+    partial.rename(output)

@@ -1,0 +1,84 @@
+"""What a step learned from its samples: logprobs and values of the sampling policy, advantages, returns.
+
+All tensors are (B, T) over the step's B completions; see `gae` for masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from looper_trainer.ppo.batch import MicroBatch
+from looper_trainer.ppo.config import PPOConfig
+from looper_trainer.ppo.gae import gae, token_rewards, whiten
+from looper_trainer.ppo.kl import kl_k1
+from looper_trainer.ppo.losses import truncated_importance_weight
+from looper_trainer.ppo.policy import Policy
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The step's tokens under the policy that is about to be updated, and under the reference."""
+
+    logprobs_BT: Tensor
+    ref_logprobs_BT: Tensor
+    entropy_BT: Tensor
+    values_BT: Tensor
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What an update needs. `mask_BT` is True at real tokens of completions that have a score."""
+
+    mask_BT: Tensor
+    old_logprobs_BT: Tensor
+    old_values_BT: Tensor
+    advantages_BT: Tensor
+    returns_BT: Tensor
+    importance_BT: Tensor
+
+
+@torch.no_grad()
+def measure(policy: Policy, micro_batches: Sequence[MicroBatch], shape: tuple[int, int]) -> Measured:
+    """Run policy, value function and reference over the step; `shape` is (B, T)."""
+    measured = Measured(*(torch.zeros(shape, device=policy.device) for _ in range(4)))
+    for batch in micro_batches:
+        output = policy(batch)
+        width = batch.completion_mask_bT.shape[1]
+        measured.logprobs_BT[batch.rows_b, :width] = output.logprobs_bT
+        measured.entropy_BT[batch.rows_b, :width] = output.entropy_bT
+        measured.values_BT[batch.rows_b, :width] = output.values_bT
+        measured.ref_logprobs_BT[batch.rows_b, :width] = policy.ref_logprobs(batch)
+    return measured
+
+
+def assess(
+    measured: Measured,
+    scores_B: Sequence[float | None],
+    completion_mask_BT: Tensor,
+    sampler_logprobs_BT: Tensor,
+    kl_coef: float,
+    config: PPOConfig,
+) -> Experience:
+    """Scores to token rewards, advantages and returns. A completion whose score is None takes no part."""
+    device = completion_mask_BT.device
+    scored_B = torch.tensor([score is not None for score in scores_B], device=device)
+    known_scores_B = torch.tensor([score or 0.0 for score in scores_B], device=device)
+    mask_BT = completion_mask_BT & scored_B[:, None]
+    rewards_BT = token_rewards(
+        known_scores_B, kl_k1(measured.logprobs_BT, measured.ref_logprobs_BT), mask_BT, kl_coef
+    )
+    advantages_BT, returns_BT = gae(rewards_BT, measured.values_BT, mask_BT, config.gamma, config.lam)
+    return Experience(
+        mask_BT=mask_BT,
+        old_logprobs_BT=measured.logprobs_BT,
+        old_values_BT=measured.values_BT,
+        advantages_BT=whiten(advantages_BT, mask_BT),
+        returns_BT=returns_BT,
+        importance_BT=truncated_importance_weight(
+            measured.logprobs_BT, sampler_logprobs_BT, config.importance_weight_cap
+        ),
+    )

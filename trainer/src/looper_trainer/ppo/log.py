@@ -1,0 +1,133 @@
+"""What a run writes while it goes: metrics, trajectories, and progress on the console."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from looper_schemas.records import RolloutRecord, write_records
+
+_SHOWN = (
+    ("reward_mean", "reward", "{:+.3f}"),
+    ("correct_rate", "correct", "{:.1%}"),
+    ("kl_k1_per_completion", "kl", "{:.3f}"),
+    ("entropy", "entropy", "{:.3f}"),
+    ("clip_fraction", "clipped", "{:.1%}"),
+    ("explained_variance", "explained", "{:+.2f}"),
+    ("length_mean", "tokens", "{:.0f}"),
+    ("dev_accuracy", "dev", "{:.1%}"),
+)
+
+
+class RunLog:
+    """`metrics.jsonl` and `trajectories/` in `output`; a progress bar on a terminal, plain lines elsewhere.
+
+    Args:
+        output: folder of the run.
+        steps: steps the run will have.
+        start: completed steps; whatever the files say of later ones is removed, since they come again.
+    """
+
+    def __init__(self, output: Path, steps: int, start: int, console: Console | None = None) -> None:
+        self.output = output
+        self.metrics_file = output / "metrics.jsonl"
+        self.console = console or Console()
+        self._keep_until(start)
+        self._progress = Progress(
+            TextColumn("ppo"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._progress.add_task("ppo", total=steps, completed=start)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def say(self, message: str) -> None:
+        """One line for the user."""
+        self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+    def step(self, metrics: Mapping[str, Any]) -> None:
+        """Append one line to the metrics and show the main figures. What is not finite is written as null."""
+        step = int(metrics["step"])
+        plain = {key: _finite(value) for key, value in metrics.items()}
+        with self.metrics_file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(plain) + "\n")
+        shown = [
+            f"{label} {form.format(plain[key])}" for key, label, form in _SHOWN if plain.get(key) is not None
+        ]
+        seconds = sum((metrics.get("seconds") or {}).values())
+        self.say(f"step {step}  " + "  ".join(shown) + (f"  {seconds:.1f} s" if seconds else ""))
+        self._progress.update(self._task, completed=step)
+
+    def trajectories(self, step: int, records: Iterable[RolloutRecord]) -> None:
+        """Write every trajectory of a step."""
+        write_records(self._trajectory_file(step), records)
+
+    def _trajectory_file(self, step: int) -> Path:
+        return self.output / "trajectories" / f"step_{step:05d}.jsonl"
+
+    def _keep_until(self, start: int) -> None:
+        self.output.mkdir(parents=True, exist_ok=True)
+        if self.metrics_file.exists():
+            lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if _step_of(line) <= start]
+            partial = self.metrics_file.with_name("metrics.jsonl.partial")
+            partial.write_text("".join(kept), encoding="utf-8")
+            partial.replace(self.metrics_file)
+        for path in (self.output / "trajectories").glob("step_*.jsonl"):
+            if path > self._trajectory_file(start):
+                path.unlink()
+
+
+def _step_of(line: str) -> float:
+    """The step of a metrics line; infinite for one that a kill cut short."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Stopwatch:
+    """Seconds by part of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def rounded(self) -> dict[str, float]:
+        """Seconds of each part, to the millisecond."""
+        return {name: round(value, 3) for name, value in self.seconds.items()}

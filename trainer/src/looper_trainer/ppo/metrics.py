@@ -1,0 +1,78 @@
+"""Figures of one step, for the log: what was sampled, how it was scored, how far the policy is from home."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, pstdev
+from typing import Any
+
+from torch import Tensor
+
+from looper_schemas.answers import extract_answer
+from looper_schemas.scoring import FailedQuestion, ScoredQuestion
+from looper_trainer.ppo.experience import Experience, Measured
+from looper_trainer.ppo.gae import masked_mean
+from looper_trainer.ppo.kl import kl_k1, kl_k3
+from looper_trainer.ppo.losses import explained_variance
+from looper_trainer.ppo.rollout import Group, arm_rewards
+
+
+def sample_metrics(groups: Sequence[Group]) -> dict[str, Any]:
+    """Lengths, truncation and variety of the step's completions. A missing answer is no distinct answer."""
+    completions = [completion for group in groups for completion in group.completions]
+    lengths = [len(completion.token_ids) for completion in completions]
+    answers = [{extract_answer(c.text) for c in group.completions} - {None} for group in groups]
+    return {
+        "completions": len(completions),
+        "length_mean": fmean(lengths),
+        "length_max": max(lengths),
+        "truncation_rate": fmean(completion.finish_reason == "length" for completion in completions),
+        "distinct_answers_mean": fmean(map(len, answers)),
+        "no_answer_rate": fmean(extract_answer(completion.text) is None for completion in completions),
+    }
+
+
+def score_metrics(
+    groups: Sequence[Group], results: Mapping[str, ScoredQuestion | FailedQuestion]
+) -> dict[str, Any]:
+    """Rewards and, where the service discloses them, components and correctness. None means not known."""
+    scored = [result for result in results.values() if isinstance(result, ScoredQuestion)]
+    rewards = [r for group in groups for r in arm_rewards(group, results[group.problem.id]) if r is not None]
+    flags = [flag for result in scored for flag in result.correct_flags or () if flag is not None]
+    components = [result.scores for result in scored if result.scores is not None]
+    found: dict[str, Any] = {
+        "questions_scored": len(scored),
+        "questions_failed": len(results) - len(scored),
+        "reward_mean": fmean(rewards) if rewards else None,
+        "reward_std": pstdev(rewards) if rewards else None,
+        "correct_rate": fmean(flags) if flags else None,
+        "degenerate_rate": fmean(result.degenerate for result in scored) if scored else None,
+    }
+    for name in ("s_end", "s_path", "s_cf", "s_wm"):
+        values = [value for scores in components if (value := getattr(scores, name)) is not None]
+        found[name] = fmean(values) if values else None
+    return found
+
+
+def token_metrics(
+    measured: Measured, experience: Experience, sampler_logprobs_BT: Tensor, cap: float
+) -> dict[str, Any]:
+    """KL to the reference, entropy, fit of the values, agreement of sampler and trainer; of scored tokens."""
+    mask_BT = experience.mask_BT
+    k1_BT = kl_k1(measured.logprobs_BT, measured.ref_logprobs_BT)
+    k3_BT = kl_k3(measured.logprobs_BT, measured.ref_logprobs_BT)
+    rows = int(mask_BT.any(dim=1).sum())
+    gap_BT = measured.logprobs_BT - sampler_logprobs_BT
+    return {
+        "tokens": int(mask_BT.sum()),
+        "kl_k1": float(masked_mean(k1_BT, mask_BT)),
+        "kl_k3": float(masked_mean(k3_BT, mask_BT)),
+        "kl_k1_per_completion": float(k1_BT[mask_BT].sum()) / max(rows, 1),
+        "entropy": float(masked_mean(measured.entropy_BT, mask_BT)),
+        "value_mean": float(masked_mean(measured.values_BT, mask_BT)),
+        "return_mean": float(masked_mean(experience.returns_BT, mask_BT)),
+        "explained_variance": explained_variance(measured.values_BT, experience.returns_BT, mask_BT),
+        "importance_mean": float(masked_mean(experience.importance_BT, mask_BT)),
+        "importance_truncated_share": float(masked_mean((gap_BT.exp() > cap).float(), mask_BT)),
+        "sampler_gap_max": float(gap_BT.masked_fill(~mask_BT, 0.0).abs().max()),
+    }

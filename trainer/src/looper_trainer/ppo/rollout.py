@@ -1,0 +1,162 @@
+"""Which questions a step takes, their sampled completions, and their forms on the wire and on disk.
+
+Nothing here has a state: the questions of a step and the seed of every completion are functions of
+(run seed, step), so that a step that is repeated after a stop is the same step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from looper_schemas.answers import answers_match, extract_answer
+from looper_schemas.prompt import format_prompt
+from looper_schemas.records import Problem, RolloutRecord, Trajectory
+from looper_schemas.scoring import Arm, FailedQuestion, FinishReason, Question, ScoredQuestion
+from looper_trainer.errors import DataError
+from looper_trainer.ppo.batch import Row
+from looper_trainer.sampling.base import Completion, Sampler, SamplingParams
+
+
+@dataclass(frozen=True)
+class Group:
+    """One question and its k completions; `seeds[j]` drew `completions[j]`."""
+
+    problem: Problem
+    prompt_ids: Sequence[int]
+    completions: Sequence[Completion]
+    seeds: Sequence[int]
+
+
+def questions_of_step(problems: Sequence[Problem], step: int, batch_size: int, seed: int) -> list[Problem]:
+    """The questions of step 1, 2, ...: each pass over the data is a fresh permutation, cut into full batches.
+
+    Raises:
+        DataError: fewer problems than one batch.
+    """
+    per_pass = len(problems) // batch_size
+    if per_pass == 0:
+        raise DataError(
+            f"{len(problems)} training questions are fewer than batch_size {batch_size}; lower it"
+        )
+    number, place = divmod(step - 1, per_pass)
+    order = random.Random(f"{seed}/pass/{number}").sample(range(len(problems)), len(problems))
+    return [problems[i] for i in order[place * batch_size : (place + 1) * batch_size]]
+
+
+def completion_seed(seed: int, step: int, question_id: str, sample: int) -> int:
+    """A 63-bit seed that no other completion of the run shares (but by chance)."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{question_id}/{sample}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def sample_groups(
+    sampler: Sampler, problems: Sequence[Problem], params: SamplingParams, k: int, step: int, seed: int
+) -> list[Group]:
+    """`k` completions of each problem from the sampler's current policy."""
+    prompts = [sampler.encode(format_prompt(problem.question)) for problem in problems]
+    seeds = [[completion_seed(seed, step, problem.id, j) for j in range(k)] for problem in problems]
+    completions = sampler.sample(prompts, params, seeds)
+    return [Group(*parts) for parts in zip(problems, prompts, completions, seeds, strict=True)]
+
+
+def to_rows(groups: Sequence[Group]) -> list[Row]:
+    """The completions of all groups as token rows, group by group."""
+    return [
+        Row(group.prompt_ids, completion.token_ids, completion.logprobs)
+        for group in groups
+        for completion in group.completions
+    ]
+
+
+def to_question(group: Group) -> Question:
+    """The group as the reward service reads it; arm ids are the indices of the completions."""
+    arms = tuple(
+        Arm(
+            id=str(j),
+            full_text=completion.text,
+            tokens_out=len(completion.token_ids),
+            finish_reason=FinishReason(completion.finish_reason),
+        )
+        for j, completion in enumerate(group.completions)
+    )
+    problem = group.problem
+    return Question(id=problem.id, question=problem.question, gold_answer=problem.answer, arms=arms)
+
+
+def arm_rewards(group: Group, result: ScoredQuestion | FailedQuestion) -> list[float | None]:
+    """The reward of each completion exactly as received; None for all of a question that has no score."""
+    if isinstance(result, FailedQuestion):
+        return [None] * len(group.completions)
+    by_id = {arm.id: arm.reward for arm in result.arms}
+    return [by_id[str(j)] for j in range(len(group.completions))]
+
+
+def to_record(
+    group: Group,
+    result: ScoredQuestion | FailedQuestion,
+    policy: str,
+    scorer_id: str | None,
+    reward_mode: str,
+) -> RolloutRecord:
+    """The group with its rewards, for the trajectory file."""
+    trajectories = tuple(
+        Trajectory(
+            output=completion.text,
+            final_answer=extract_answer(completion.text),
+            reward=reward,
+            finish_reason=completion.finish_reason,
+            tokens_out=len(completion.token_ids),
+            seed=seed,
+        )
+        for completion, reward, seed in zip(
+            group.completions, arm_rewards(group, result), group.seeds, strict=True
+        )
+    )
+    return RolloutRecord(
+        id=group.problem.id,
+        question=group.problem.question,
+        gold_answer=group.problem.answer,
+        trajectories=trajectories,
+        scores=result.scores if isinstance(result, ScoredQuestion) else None,
+        policy=policy,
+        scorer_id=scorer_id,
+        reward_mode=reward_mode,
+    )
+
+
+def solvable(problems: Sequence[Problem], rollouts: Sequence[RolloutRecord]) -> list[Problem]:
+    """The problems that the rollouts solve sometimes but not always: the others teach a group nothing.
+
+    Raises:
+        DataError: no problem is left.
+    """
+    rates = pass_rates(rollouts)
+    kept = [problem for problem in problems if 0.0 < rates.get(problem.id, 0.0) < 1.0]
+    if not kept:
+        raise DataError("no training question has a pass rate between 0 and 1 in rollouts_file; leave it out")
+    return kept
+
+
+def pass_rates(rollouts: Sequence[RolloutRecord]) -> Mapping[str, float]:
+    """Share of correct trajectories of each question id."""
+    return {
+        record.id: sum(answers_match(t.output, record.gold_answer) for t in record.trajectories)
+        / len(record.trajectories)
+        for record in rollouts
+        if record.trajectories
+    }
+
+
+def greedy_accuracy(sampler: Sampler, problems: Sequence[Problem], max_new_tokens: int) -> float:
+    """Share of `problems` whose greedy completion states the gold answer."""
+    prompts = [sampler.encode(format_prompt(problem.question)) for problem in problems]
+    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=0.0)
+    completions = sampler.sample(prompts, params, [[0]] * len(prompts))
+    right = [
+        answers_match(group[0].text, problem.answer)
+        for group, problem in zip(completions, problems, strict=True)
+    ]
+    return sum(right) / len(right)

@@ -1,0 +1,180 @@
+"""The optimizer and the PPO epochs over one step's experience."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from looper_trainer.errors import UserError
+from looper_trainer.ppo.batch import MicroBatch
+from looper_trainer.ppo.config import PPOConfig
+from looper_trainer.ppo.experience import Experience
+from looper_trainer.ppo.kl import kl_k1, kl_k3
+from looper_trainer.ppo.losses import clipped_policy_loss, clipped_value_loss
+from looper_trainer.ppo.policy import Policy
+
+MiniBatch = Sequence[MicroBatch]
+
+
+def make_optimizer(policy: Policy, config: PPOConfig) -> torch.optim.AdamW:
+    """AdamW with one group for the adapter and one for the value head."""
+    return torch.optim.AdamW(
+        [
+            {"params": policy.adapter_parameters(), "lr": config.learning_rate},
+            {"params": list(policy.value_head.parameters()), "lr": config.value_learning_rate},
+        ],
+        weight_decay=config.weight_decay,
+    )
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, config: PPOConfig, step: int) -> None:
+    """Linear warm-up over the first `warmup_steps` steps (counted from 1), then constant."""
+    share = min(1.0, step / (config.warmup_steps + 1))
+    for group, rate in zip(
+        optimizer.param_groups, (config.learning_rate, config.value_learning_rate), strict=True
+    ):
+        group["lr"] = rate * share
+
+
+class _Tally:
+    """Sums and extremes over the tokens that updates went through."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.sums: defaultdict[str, float] = defaultdict(float)
+        self.ratio_min, self.ratio_max = float("inf"), float("-inf")
+
+    def add(self, mask_bT: Tensor, ratio_bT: Tensor, **per_token: Tensor) -> None:
+        self.tokens += int(mask_bT.sum())
+        for name, x_bT in per_token.items():
+            self.sums[name] += float(x_bT.detach()[mask_bT].double().sum())
+        if mask_bT.any():
+            ratio_N = ratio_bT.detach()[mask_bT]
+            self.sums["ratio_mean"] += float(ratio_N.double().sum())
+            self.ratio_min = min(self.ratio_min, float(ratio_N.min()))
+            self.ratio_max = max(self.ratio_max, float(ratio_N.max()))
+
+    def means(self) -> dict[str, float]:
+        found = {name: total / max(self.tokens, 1) for name, total in self.sums.items()}
+        if self.tokens:
+            found |= {"ratio_min": self.ratio_min, "ratio_max": self.ratio_max}
+        return found
+
+
+def update(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    minibatches: Sequence[MiniBatch],
+    experience: Experience,
+    config: PPOConfig,
+    rng: random.Random,
+    train_policy: bool = True,
+) -> dict[str, float]:
+    """Go `ppo_epochs` times over the minibatches; one optimizer step for each. Returns token means.
+
+    Before its optimizer step a minibatch is asked how far the policy has moved (k3 of the new against the
+    old policy, nats a token); beyond `target_kl` the rest of the update is left out. With `train_policy`
+    False only the value head learns.
+
+    Raises:
+        UserError: a gradient is not finite.
+    """
+    tally = _Tally()
+    first: dict[str, float] = {}
+    last_kl, steps, grad_norms = 0.0, 0, [0.0, 0.0]
+    stopped = False
+    with policy.updating():
+        for epoch in range(config.ppo_epochs):
+            for minibatch in minibatches if epoch == 0 else rng.sample(minibatches, len(minibatches)):
+                of_minibatch = _Tally()
+                optimizer.zero_grad(set_to_none=True)
+                _accumulate_gradients(
+                    policy, minibatch, experience, config, train_policy, (tally, of_minibatch)
+                )
+                if of_minibatch.tokens == 0:
+                    continue
+                means = of_minibatch.means()
+                if not first:
+                    first = {"first_ratio_min": means["ratio_min"], "first_ratio_max": means["ratio_max"]}
+                last_kl = means["update_kl_k3"]
+                if last_kl > config.target_kl:
+                    stopped = True
+                    break
+                norms = [
+                    float(torch.nn.utils.clip_grad_norm_(group["params"], config.max_grad_norm))
+                    for group in optimizer.param_groups
+                ]
+                if not all(map(_is_finite, norms)):
+                    raise UserError(
+                        "a gradient is not finite; lower learning_rate and go on with --resume true"
+                    )
+                grad_norms = [total + norm for total, norm in zip(grad_norms, norms, strict=True)]
+                optimizer.step()
+                steps += 1
+            if stopped:
+                break
+    optimizer.zero_grad(set_to_none=True)
+    return {
+        **tally.means(),
+        **first,
+        "update_kl_last": last_kl,
+        "optimizer_steps": float(steps),
+        "stopped_early": float(stopped),
+        "grad_norm_adapter": grad_norms[0] / max(steps, 1),
+        "grad_norm_value_head": grad_norms[1] / max(steps, 1),
+    }
+
+
+def _is_finite(x: float) -> bool:
+    return x == x and abs(x) != float("inf")
+
+
+def _accumulate_gradients(
+    policy: Policy,
+    minibatch: MiniBatch,
+    experience: Experience,
+    config: PPOConfig,
+    train_policy: bool,
+    tallies: tuple[_Tally, ...],
+) -> None:
+    """Gradients of the minibatch's loss: a mean over its real tokens, whatever its micro-batches."""
+    masks = [experience.mask_BT[batch.rows_b, : batch.completion_mask_bT.shape[1]] for batch in minibatch]
+    tokens = sum(int(mask_bT.sum()) for mask_bT in masks)
+    for batch, mask_bT in zip(minibatch, masks, strict=True):
+        if not mask_bT.any():
+            continue
+        width = mask_bT.shape[1]
+        old_logprobs_bT = experience.old_logprobs_BT[batch.rows_b, :width]
+        if train_policy:
+            output = policy(batch, with_entropy_gradient=config.entropy_coef > 0)
+            logprobs_bT, entropy_bT, values_bT = output
+        else:
+            logprobs_bT, entropy_bT = old_logprobs_bT, torch.zeros_like(old_logprobs_bT)
+            values_bT = policy.values(batch)
+        policy_loss_bT, ratio_bT, clipped_bT = clipped_policy_loss(
+            logprobs_bT, old_logprobs_bT, experience.advantages_BT[batch.rows_b, :width], config.clip_range
+        )
+        value_loss_bT, value_clipped_bT = clipped_value_loss(
+            values_bT,
+            experience.old_values_BT[batch.rows_b, :width],
+            experience.returns_BT[batch.rows_b, :width],
+            config.value_clip_range,
+        )
+        weighted_bT = policy_loss_bT * experience.importance_BT[batch.rows_b, :width]
+        loss_bT = weighted_bT + config.vf_coef * value_loss_bT - config.entropy_coef * entropy_bT
+        (loss_bT.masked_fill(~mask_bT, 0.0).sum() / tokens).backward()
+        for tally in tallies:
+            tally.add(
+                mask_bT,
+                ratio_bT,
+                policy_loss=weighted_bT,
+                value_loss=value_loss_bT,
+                clip_fraction=clipped_bT.float(),
+                value_clip_fraction=value_clipped_bT.float(),
+                update_kl_k1=kl_k1(old_logprobs_bT, logprobs_bT),
+                update_kl_k3=kl_k3(old_logprobs_bT, logprobs_bT),
+            )
