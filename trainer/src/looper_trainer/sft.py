@@ -136,12 +136,14 @@ def encode_problems(
         raise CheckpointError(
             "the tokenizer has no EOS token, so no model can learn to stop; use another base"
         )
+    columns: dict[str, list[Any]] = {"input_ids": [], "labels": [], "length": []}
+    too_long = 0
+    if not problems:
+        return columns, too_long
     prompts = [format_prompt(problem.question) for problem in problems]
     targets = [" " + format_target(problem.cot, problem.answer) for problem in problems]
     prompt_ids = tokenizer(prompts)["input_ids"]
     whole_ids = tokenizer([p + t for p, t in zip(prompts, targets, strict=True)])["input_ids"]
-    columns: dict[str, list[Any]] = {"input_ids": [], "labels": [], "length": []}
-    too_long = 0
     for prompt, whole, target in zip(prompt_ids, whole_ids, targets, strict=True):
         asked, ids = _without_eos(prompt, eos_id), _without_eos(whole, eos_id)
         if ids[: len(asked)] != asked:
