@@ -1,13 +1,241 @@
-"""Placeholder replaced by the grader in the same series of commits."""
+"""The grader: which number a solution states as its final answer, and whether that number is the gold one.
+
+A *statement* is `#### 5`, `Answer: 5`, `A: 5` at the start of a line, `\\boxed{5}`, `<answer>5</answer>` or
+"the answer is 5". The last statement counts, also when it was cut off before its number: then there is no
+answer. Without any statement, only a text or a last line that is a number, or a last line that concludes
+("Therefore, she has 5 apples."), is an answer; other numbers may be quoted from the question.
+
+Text inside `<think>` is never an answer, and an unterminated `<think>` means that none was given. Percent
+and currency signs are units: `50%` is 50. All functions are pure, linear in the length of the text and safe
+in any thread.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import NamedTuple
+
+from looper_schemas._numbers import MAX_ANSWER_CHARS, canonical
+from looper_schemas._reading import Reading, read
+
+__all__ = ["MAX_ANSWER_CHARS", "answers_match", "extract_answer", "normalise_answer", "split_final_answer"]
+
+# One character for one character, so that positions in the folded text are positions in the original.
+_FOLD = str.maketrans(
+    {0xFF01 + offset: chr(0x21 + offset) for offset in range(0x5E)}  # full-width forms
+    | {0x1D7CE + offset: str(offset % 10) for offset in range(50)}  # mathematical digits
+    | {ord(dash): "-" for dash in "−–—‐‑‒―﹣"}
+    | {0x3000: " ", 0x2028: "\n", 0x2029: "\n", 0x0D: "\n"}
+)
+_THINK_TAG = re.compile(r"<(/?)(?:think|thinking)>", re.IGNORECASE)
+_DRESS = r"[ \t*_`\"'#>]"
+_MARKER = re.compile(
+    rf"""
+    (?P<hash> \#{{4,}} )
+  | (?P<box> \\f?box(?:ed)?(?![a-zA-Z]) )
+  | (?P<tag> <answer> )
+  | (?P<label> \b(?: answers? | ans | final\ result ) \b {_DRESS}{{0,9}} (?: \([^()\n]{{0,80}}\) {_DRESS}{{0,9}} )?
+               (?: : | = | -> | => | → | -\s ) )
+  | (?P<heading> ^{_DRESS}{{0,9}} (?: final\ )? answer {_DRESS}{{0,9}} $ )
+  | (?P<prose> \banswers?\b [^.:=?!\n]{{0,80}}? \b(?: is | are | was | equals | be | becomes | comes\ to )\b
+               (?! n['’]t ) (?! {_DRESS}{{0,4}} not\b ) )
+  | (?P<letter> ^{_DRESS}{{0,9}} (?-i:A) {_DRESS}{{0,4}} : )
+    """,
+    re.VERBOSE | re.IGNORECASE | re.MULTILINE,
+)
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_BULLET = re.compile(r"\s*[-*•+][ \t]+")
+_HEADING_WORD = re.compile(
+    rf"{_DRESS}{{0,9}}(?:step|part|case|method|approach|section|example|option|phase|question|problem|solution|stage)\b",
+    re.IGNORECASE,
+)
+_CONCLUSION = re.compile(
+    rf"{_DRESS}{{0,9}}(?:therefore|thus|hence|altogether|in total|in conclusion|in summary|consequently)\b",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"[.!?](?=\s)")
+# Reading costs microseconds a character, so one statement and all statements of a text have a budget. The longest
+# answer fits into one statement with a separator after every third digit.
+_STATEMENT_CHARS = 2 * MAX_ANSWER_CHARS
+_TEXT_CHARS = 2 * _STATEMENT_CHARS
+
+
+class _Statement(NamedTuple):
+    """Where a statement stands, `start:end` with its marker and `body:end` without, and what it was read as.
+
+    `value` is None for a statement that was cut off or names no number.
+    """
+
+    start: int
+    body: int
+    end: int
+    value: Fraction | None
+
 
 def extract_answer(text: str) -> str | None:
-    """The final answer stated in `text`, or None."""
-    raise NotImplementedError
+    """The final answer that `text` states, normalised, or None when it states none.
+
+    Normalised means: an integer in plain digits (`-3`, `57500`), else a fraction in lowest terms (`7/2`), so that
+    two answers are equal as numbers exactly when they are equal as strings. Extracting from a normalised
+    answer gives it back.
+    """
+    found = _final_statement(_fold(text))
+    return None if found is None or found.value is None else canonical(found.value)
+
+
+def normalise_answer(answer: str) -> str | None:
+    """The normalised form of a bare answer such as `$1,000` or `0.50`, or of a text that states one."""
+    return extract_answer(answer)
 
 
 def answers_match(prediction_text: str, gold: str) -> bool:
-    """Whether `prediction_text` states the number `gold`."""
-    raise NotImplementedError
+    """Whether `prediction_text` states exactly the number that `gold` is (`72`, `1,000`, `-5`, `$5.00`, `0.5`)."""
+    predicted = extract_answer(prediction_text)
+    return predicted is not None and predicted == extract_answer(gold)
+
+
+def split_final_answer(text: str) -> tuple[str, str | None]:
+    """`text` as (reasoning without its final-answer statement, normalised answer).
+
+    Every statement of the counted answer outside `<think>` is removed, each with the sentence it stands in;
+    thoughts stay in the reasoning, without their tags.
+    """
+    folded = _fold(text)
+    final = _final_statement(folded)
+    if final is None:
+        return _THINK_TAG.sub("", text).strip(), None
+    spans = [(final.start, final.end)]
+    if final.value is not None:
+        spans += [(s.start, s.end) for s in _statements(folded, _spoken_from(folded)) if s.value == final.value]
+    kept: list[str] = []
+    position = 0
+    for start, end in sorted(_whole_sentence(folded, span) for span in spans):
+        kept.append(text[position : max(start, position)])
+        position = max(end, position)
+    kept.append(text[position:])
+    reasoning = _THINK_TAG.sub("", "".join(kept)).strip()
+    return reasoning, None if final.value is None else canonical(final.value)
+
+
+def _fold(text: str) -> str:
+    return text.translate(_FOLD)
+
+
+def _spoken_from(text: str) -> int | None:
+    """Where the text after all thoughts begins; None when a thought never ends."""
+    start = 0
+    for tag in _THINK_TAG.finditer(text):
+        start = tag.end() if tag[1] else -1
+    return None if start < 0 else start
+
+
+def _final_statement(text: str) -> _Statement | None:
+    begin = _spoken_from(text)
+    if begin is None:
+        return None
+    return next(_statements(text, begin), None) or _unmarked(text, begin)
+
+
+def _statements(text: str, begin: int | None) -> Iterator[_Statement]:
+    """The statements in `text[begin:]`, last first. Each ends where the next marker starts: linear overall.
+
+    Stops when as much text as all statements may hold was read; what stands further back is not looked at.
+    """
+    markers = [] if begin is None else list(_MARKER.finditer(text, begin))
+    limit = len(text)
+    budget = _TEXT_CHARS
+    for marker in reversed(markers):
+        budget -= min(limit - marker.start(), _STATEMENT_CHARS) + 100
+        if budget < 0:
+            return
+        statement = _statement(text, marker, limit)
+        if statement is not None:
+            yield statement
+        limit = marker.start()
+
+
+def _statement(text: str, marker: re.Match[str], limit: int) -> _Statement | None:
+    """The statement that `marker` makes, or None when it turns out to be a heading or mere talk."""
+    kind = str(marker.lastgroup)
+    if kind == "box":
+        body, end = _box(text, marker.end(), limit)
+        reading = read(text[body:end][:_STATEMENT_CHARS]) if end < limit or text[body:end] else None
+        return _Statement(marker.start(), body, min(end + 1, limit), reading.value if reading else None)
+    body, end = _segment(text, marker.end(), limit)
+    segment = text[body:end]
+    if not segment.strip(" \t\n*_`\"'#>$:.\\[](){}"):
+        if limit < len(text):
+            return None  # another statement follows at once: `Answer: #### 5`
+        return _Statement(marker.start(), body, end, None)
+    reading = read(segment[:_STATEMENT_CHARS])
+    followed = limit == len(text) and bool(text[end:limit].strip())
+    if reading is None:
+        talk = kind in ("prose", "hash", "heading") or followed
+        return None if talk else _Statement(marker.start(), body, end, None)
+    if kind == "hash" and not reading.bare and (followed or _HEADING_WORD.match(segment)):
+        return None
+    if kind in ("label", "heading", "letter") and followed and not (reading.led or reading.sole):
+        return None  # `Answer:` as the title of a worked solution
+    return _Statement(marker.start(), body, end, reading.value)
+
+
+def _segment(text: str, start: int, limit: int) -> tuple[int, int]:
+    """The rest of the line after a marker, or the next line that holds a letter or digit."""
+    position = start
+    while position < limit:
+        end = text.find("\n", position, limit)
+        end = limit if end < 0 else end
+        if any(char.isalnum() for char in text[position:end]):
+            bullet = _BULLET.match(text, position, end) if position > start else None
+            return (bullet.end() if bullet else position), end
+        position = end + 1
+    return limit, limit
+
+
+def _box(text: str, start: int, limit: int) -> tuple[int, int]:
+    """What stands in the braces after `\\boxed`; an empty range at `limit` when they never close."""
+    while start < limit and text[start].isspace():
+        start += 1
+    if start < limit and text[start] != "{":
+        end = start
+        while end < limit and not text[end].isspace() and text[end] not in "$\\":
+            end += 1
+        return start, end
+    depth = 0
+    for brace in _BRACE.finditer(text, start, limit):
+        if brace[0] == "{":
+            depth += 1
+        elif brace[0] == "}":
+            depth -= 1
+            if depth == 0:
+                return start + 1, brace.start()
+    return limit, limit
+
+
+def _unmarked(text: str, begin: int) -> _Statement | None:
+    """The answer of a text without statements: its last line, when that is a number or a conclusion."""
+    end = begin + len(text[begin:].rstrip())
+    start = max(text.rfind("\n", begin, end) + 1, begin)
+    line = text[start:end]
+    reading = read(line) if len(line) <= _STATEMENT_CHARS else None
+    if reading is None:
+        return None
+    alone = not text[begin:start].strip()
+    concludes = bool(_CONCLUSION.match(line)) and line.rstrip("*_$ ")[-1:] in ".!" and reading.sole
+    if (reading.bare and (alone or not _has_words(line))) or concludes:
+        return _Statement(start, start, end, reading.value)
+    return None
+
+
+def _has_words(line: str) -> bool:
+    return re.search(r"[^\W\d_]{2,}", re.sub(r"\\[a-zA-Z]+", "", line)) is not None
+
+
+def _whole_sentence(text: str, span: tuple[int, int]) -> tuple[int, int]:
+    """`span` widened to the start of its sentence, and to the end of the first sentence of its body."""
+    start, end = span
+    line_start = text.rfind("\n", 0, start) + 1
+    sentence_ends = [found.end() for found in _SENTENCE_END.finditer(text, line_start, start)]
+    return (sentence_ends[-1] if sentence_ends else line_start), end
