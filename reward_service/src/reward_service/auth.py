@@ -1,0 +1,214 @@
+"""API keys: `rw_<keyid>_<256 bits>_<checksum>`, kept as keyed BLAKE2b hashes.
+
+A key has 256 random bits, so a fast keyed hash is enough (a password would need a slow one). Every refusal
+takes the same path: one hash, one look-up, one constant-time comparison, then the checks that only the
+holder of a genuine key can reach.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import secrets
+import time
+import zlib
+from collections.abc import Collection
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reward_service.errors import StartError
+from reward_service.home import locked, read_pepper, subkey, write_atomically
+
+logger = logging.getLogger(__name__)
+
+KEYS_FILE = "keys.json"
+CREATE_COMMAND = "reward-service keys create --name NAME --scopes score:reward,score:components"
+_ID_CHARS = 12
+_PREFIX = "rw_"
+_LONGEST_TOKEN = 256
+
+
+class Scope(StrEnum):
+    """What a key may do. `score:components` includes `score:reward`, of which it shows the parts."""
+
+    SCORE_REWARD = "score:reward"
+    SCORE_COMPONENTS = "score:components"
+    ARMS_ROLLOUT = "arms:rollout"
+    METRICS_READ = "metrics:read"
+
+
+class KeyRecord(BaseModel):
+    """What the file knows of a key. Times are seconds since the epoch; None is no bound."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    id: Annotated[str, Field(pattern=rf"^[0-9a-f]{{{_ID_CHARS}}}$")]
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    scopes: Annotated[tuple[Scope, ...], Field(min_length=1)]
+    created: float
+    not_before: float | None = None
+    expires: float | None = None
+    revoked: float | None = None
+
+    def active_at(self, now: float) -> bool:
+        """Whether the key opens anything at `now`."""
+        return (
+            self.revoked is None
+            and (self.not_before is None or self.not_before <= now)
+            and (self.expires is None or now < self.expires)
+        )
+
+
+class KeyFile(BaseModel):
+    """All keys, revoked ones included."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    keys: tuple[KeyRecord, ...] = ()
+
+
+class Principal(NamedTuple):
+    """Who asks: the id of a key and what it may do."""
+
+    key_id: str
+    scopes: frozenset[Scope]
+
+    def may(self, scope: Scope) -> bool:
+        """Whether the key has `scope`, by itself or through a wider one."""
+        return scope in self.scopes or (scope is Scope.SCORE_REWARD and Scope.SCORE_COMPONENTS in self.scopes)
+
+
+class KeyRing:
+    """The keys of a folder, read again whenever the file changes; a malformed file leaves the old set.
+
+    Raises:
+        StartError: pepper or key file cannot be read at the start.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._file = home / KEYS_FILE
+        self._hash_key = subkey(read_pepper(home), b"api-key")
+        self._stamp = self._file_stamp()
+        self._records = {record.id: record for record in read_keys(home).keys}
+
+    def authenticate(self, token: str) -> Principal | None:
+        """The holder of `token`, or None. The work done does not depend on why it is None."""
+        self._reload_if_changed()
+        digest = _hash(token[:_LONGEST_TOKEN], self._hash_key)
+        record = self._records.get(token[len(_PREFIX) : len(_PREFIX) + _ID_CHARS])
+        matches = hmac.compare_digest(digest, _NOBODY if record is None else record.hash)
+        if record is None or not matches or not record.active_at(time.time()):
+            return None
+        return Principal(record.id, frozenset(record.scopes))
+
+    def any_active(self) -> bool:
+        """Whether some key opens something now."""
+        return any(record.active_at(time.time()) for record in self._records.values())
+
+    def _file_stamp(self) -> tuple[int, int, int] | None:
+        try:
+            stat = self._file.stat()
+        except OSError:
+            return None
+        return (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+
+    def _reload_if_changed(self) -> None:
+        stamp = self._file_stamp()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            records = {record.id: record for record in read_keys(self._file.parent).keys}
+        except StartError:
+            logger.error("keys.json cannot be read: the keys known before stay in force")
+            return
+        self._records = records
+
+
+def read_keys(home: Path) -> KeyFile:
+    """The key file of `home`.
+
+    Raises:
+        StartError: it is missing or malformed.
+    """
+    file = home / KEYS_FILE
+    try:
+        return KeyFile.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        raise StartError(f"{file}: no keys yet; run `{CREATE_COMMAND}`") from None
+    except (OSError, ValidationError):
+        raise StartError(f"{file}: is not a key file; restore it from a backup") from None
+
+
+def create_key(
+    home: Path,
+    name: str,
+    scopes: Collection[Scope],
+    *,
+    expires: float | None = None,
+    not_before: float | None = None,
+) -> str:
+    """Add a key to the file of `home` and return it. It is shown once: the file keeps only its hash.
+
+    Raises:
+        StartError: the file or the pepper cannot be read, or a value is out of bounds.
+    """
+    key_id = secrets.token_hex(_ID_CHARS // 2)
+    body = f"{_PREFIX}{key_id}_{secrets.token_hex(32)}"
+    token = f"{body}_{checksum(body)}"
+    try:
+        record = KeyRecord(
+            id=key_id,
+            name=name,
+            hash=_hash(token, subkey(read_pepper(home), b"api-key")),
+            scopes=tuple(sorted(set(scopes))),
+            created=time.time(),
+            not_before=not_before,
+            expires=expires,
+        )
+    except ValidationError:
+        raise StartError("a key needs a name of 1 to 100 characters and at least one scope") from None
+    with locked(home):
+        known = read_keys(home) if (home / KEYS_FILE).exists() else KeyFile()
+        _write(home, KeyFile(keys=(*known.keys, record)))
+    return token
+
+
+def revoke_key(home: Path, key_id: str) -> None:
+    """Close the key `key_id` for good; a running service sees it at its next request.
+
+    Raises:
+        StartError: there is no such key.
+    """
+    with locked(home):
+        known = read_keys(home)
+        if key_id not in {record.id for record in known.keys}:
+            raise StartError("no such key; `reward-service keys list` shows the ids")
+        now = time.time()
+        records = (
+            record.model_copy(update={"revoked": record.revoked or now}) if record.id == key_id else record
+            for record in known.keys
+        )
+        _write(home, KeyFile(keys=tuple(records)))
+
+
+def checksum(body: str) -> str:
+    """CRC-32 of a key without its checksum, 8 hex digits: tells a mistyped key from an unknown one."""
+    return f"{zlib.crc32(body.encode()):08x}"
+
+
+def _write(home: Path, keys: KeyFile) -> None:
+    write_atomically(home / KEYS_FILE, keys.model_dump_json(indent=1) + "\n")
+
+
+def _hash(token: str, key: bytes) -> str:
+    return hashlib.blake2b(token.encode("utf-8", "surrogatepass"), key=key, digest_size=32).hexdigest()
+
+
+_NOBODY = "0" * 64

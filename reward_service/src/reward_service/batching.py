@@ -1,0 +1,186 @@
+"""One scoring thread that takes questions from all waiting requests in turn.
+
+Scoring is CPU or GPU work that releases the GIL; the event loop must stay free for everyone else. Questions
+of different requests share a micro-batch, one question from each request in turn, so that a small request
+does not wait behind a large one. Because the scorer gives a question the same result alone and in any
+company, batching is invisible in the replies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+from looper_schemas.problems import PROBLEMS, ProblemCode
+from looper_schemas.scoring import (
+    FailedQuestion,
+    Question,
+    QuestionError,
+    RewardMode,
+    RewardRange,
+    ScoredQuestion,
+)
+
+logger = logging.getLogger(__name__)
+
+Result = ScoredQuestion | FailedQuestion
+
+
+class Engine(Protocol):
+    """What the service needs of a scorer: `regime_w.scorer.Scorer` is one."""
+
+    scorer_id: str
+
+    def score(self, questions: Sequence[Question], mode: RewardMode) -> list[Result]:
+        """One result a question, in order, with all components; the same alone and in company."""
+        ...
+
+    def reward_range(self, mode: RewardMode) -> RewardRange:
+        """The interval of every reward in `mode`."""
+        ...
+
+
+class Job:
+    """The questions of one request on their way through the scoring thread; awaited in the event loop."""
+
+    def __init__(self, questions: Sequence[Question], mode: RewardMode) -> None:
+        self.mode = mode
+        self.questions = tuple(questions)
+        self.waiting = deque(range(len(self.questions)))  # indices that no batch has taken yet
+        self.closed = False
+        self._results: list[Result | None] = [None] * len(self.questions)
+        self._missing = len(self.questions)
+        self._loop = asyncio.get_running_loop()
+        self._done = asyncio.Event()
+
+    async def wait(self, seconds: float) -> list[Result]:
+        """All results, in order; after `seconds` the missing ones are failed as `scorer_timeout`.
+
+        The job leaves the queue when this ends, also when it is cancelled.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._done.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self.closed = True
+        return [
+            failed(question.id, ProblemCode.SCORER_TIMEOUT) if result is None else result
+            for question, result in zip(self.questions, self._results, strict=True)
+        ]
+
+    def deliver(self, index: int, result: Result) -> None:
+        """Hand over the result of one question; called by the scoring thread."""
+        self._results[index] = result
+        self._missing -= 1
+        if self._missing == 0:
+            try:
+                self._loop.call_soon_threadsafe(self._done.set)
+            except RuntimeError:  # the loop is gone: nobody waits any more
+                logger.warning("results after shutdown are dropped")
+
+
+class Batcher:
+    """Feeds an engine from many jobs; micro-batches of about `batch_arms` arms."""
+
+    def __init__(self, engine: Engine, batch_arms: int) -> None:
+        self._engine = engine
+        self._batch_arms = batch_arms
+        self._jobs: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
+        self.seconds_per_arm = 0.05  # moving average; a first guess of a small model on one CPU core
+
+    def start(self) -> None:
+        """Start the scoring thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the batch at hand."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def submit(self, questions: Sequence[Question], mode: RewardMode) -> Job:
+        """Queue `questions`; await the returned job."""
+        job = Job(questions, mode)
+        with self._changed:
+            self._jobs.append(job)
+            self._changed.notify()
+        return job
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._stopping and not self._drop_finished():
+                    self._changed.wait()
+                if self._stopping:
+                    return
+                batch = self._take()
+            started = time.monotonic()
+            arms = 0
+            for (job, index), result in zip(batch, self._score(batch), strict=True):
+                job.deliver(index, result)
+                arms += len(job.questions[index].arms)
+            if arms:
+                self.seconds_per_arm += 0.1 * ((time.monotonic() - started) / arms - self.seconds_per_arm)
+
+    def _drop_finished(self) -> bool:
+        """Forget jobs that have nothing left to take; whether any job remains."""
+        self._jobs = deque(job for job in self._jobs if job.waiting and not job.closed)
+        return bool(self._jobs)
+
+    def _take(self) -> list[tuple[Job, int]]:
+        """The next micro-batch: a question of each job in the first one's mode, in turn, until it is full."""
+        mode = self._jobs[0].mode
+        turn = deque(job for job in self._jobs if job.mode is mode)
+        batch: list[tuple[Job, int]] = []
+        arms = 0
+        while turn and arms < self._batch_arms:
+            job = turn.popleft()
+            index = job.waiting.popleft()
+            batch.append((job, index))
+            arms += max(1, len(job.questions[index].arms))
+            if job.waiting:
+                turn.append(job)
+        # Whoever was not served comes first next time.
+        served = {id(job) for job, _ in batch}
+        self._jobs = deque(sorted(self._jobs, key=lambda job: id(job) in served))
+        return batch
+
+    def _score(self, batch: Sequence[tuple[Job, int]]) -> list[Result]:
+        """Results of `batch`, in order. A batch that fails is halved, so that one question fails alone."""
+        mode = batch[0][0].mode
+        # Two requests may use one question id for different texts: within a batch ids must not clash.
+        questions = [
+            job.questions[index].model_copy(update={"id": str(place)})
+            for place, (job, index) in enumerate(batch)
+        ]
+        try:
+            results = self._engine.score(questions, mode)
+            if [result.id for result in results] != [question.id for question in questions]:
+                raise RuntimeError("the engine's results do not match its questions")
+        except Exception:
+            logger.exception("scoring a batch failed")
+            if len(batch) == 1:
+                job, index = batch[0]
+                return [failed(job.questions[index].id, ProblemCode.SCORER_FAILED)]
+            half = len(batch) // 2
+            return self._score(batch[:half]) + self._score(batch[half:])
+        return [
+            result.model_copy(update={"id": job.questions[index].id})
+            for (job, index), result in zip(batch, results, strict=True)
+        ]
+
+
+def failed(question_id: str, code: ProblemCode) -> FailedQuestion:
+    """The result of a question that ends with `code`."""
+    return FailedQuestion(id=question_id, error=QuestionError(code=code, retryable=PROBLEMS[code].retryable))

@@ -1,0 +1,135 @@
+"""`reward-service`: init, keys, serve, demo. Failures are one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from reward_service import auth
+from reward_service.auth import KeyRecord, Scope
+from reward_service.errors import StartError
+from reward_service.home import prepare_home
+from reward_service.settings import Settings, load_settings
+
+_DAY_S = 86_400.0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the command."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["demo"]:  # its options are its own
+        sys.exit(_demo(arguments[1:]))
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], None] = options.command
+    try:
+        command(options)
+    except StartError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="reward-service", description="The private reward service.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    init = commands.add_parser("init", help="prepare the folder REWARD_SERVICE_HOME")
+    init.set_defaults(command=_init)
+
+    serve = commands.add_parser("serve", help="serve until SIGTERM")
+    serve.add_argument("--host", help="address to bind (default 127.0.0.1)")
+    serve.add_argument("--port", type=int, help="port to bind; 0 takes a free one (default 8080)")
+    serve.set_defaults(command=_serve)
+
+    keys = commands.add_parser("keys", help="API keys").add_subparsers(required=True, metavar="ACTION")
+    create = keys.add_parser("create", help="make a key; it is printed once, alone, on stdout")
+    create.add_argument("--name", required=True, help="whom the key is for")
+    create.add_argument(
+        "--scopes", required=True, type=_scopes, help=f"comma-separated, of {', '.join(Scope)}"
+    )
+    create.add_argument("--expires-days", type=_days, help="days from now (default: never)")
+    create.set_defaults(command=_create_key)
+    keys.add_parser("list", help="all keys, without their secrets").set_defaults(command=_list_keys)
+    revoke = keys.add_parser("revoke", help="close a key for good")
+    revoke.add_argument("id", metavar="ID", help="as `keys list` shows it")
+    revoke.set_defaults(command=_revoke_key)
+
+    commands.add_parser("demo", help="two questions through all arms on a loaded model (demo --help)")
+    return parser
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    return load_settings({"host": getattr(options, "host", None), "port": getattr(options, "port", None)})
+
+
+def _init(options: argparse.Namespace) -> None:
+    home = _settings(options).home
+    prepare_home(home)
+    print(f"{home} is ready; next: {auth.CREATE_COMMAND}")
+
+
+def _serve(options: argparse.Namespace) -> None:
+    settings = _settings(options)
+    from reward_service.serve import serve
+
+    serve(settings)
+
+
+def _create_key(options: argparse.Namespace) -> None:
+    home = _settings(options).home
+    prepare_home(home)
+    expires = None if options.expires_days is None else time.time() + options.expires_days * _DAY_S
+    print(auth.create_key(home, options.name, options.scopes, expires=expires))
+
+
+def _list_keys(options: argparse.Namespace) -> None:
+    now = time.time()
+    for record in auth.read_keys(_settings(options).home).keys:
+        print(f"{record.id}  {_state(record, now):<24}  {','.join(record.scopes):<30}  {record.name}")
+
+
+def _revoke_key(options: argparse.Namespace) -> None:
+    auth.revoke_key(_settings(options).home, options.id)
+    print(f"{options.id} is revoked")
+
+
+def _demo(arguments: list[str]) -> int:
+    from regime_w import demo
+
+    return demo.main(arguments)
+
+
+def _state(record: KeyRecord, now: float) -> str:
+    if record.revoked is not None:
+        return f"revoked {_date(record.revoked)}"
+    if record.expires is not None:
+        return f"{'expired' if record.expires <= now else 'active until'} {_date(record.expires)}"
+    return "active"
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
+
+
+def _scopes(text: str) -> frozenset[Scope]:
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in set(Scope)]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown scope {unknown[0]!r}; choose from {', '.join(Scope)}")
+    return frozenset(Scope(name) for name in names)
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = 0.0
+    if not 0.0 < days <= 36_500.0:
+        raise argparse.ArgumentTypeError("give a number of days above 0")
+    return days
+
+
+if __name__ == "__main__":
+    main()

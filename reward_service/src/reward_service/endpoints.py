@@ -1,0 +1,245 @@
+"""The routes. Every failure leaves as a `ProblemError`; the guard in `app.py` has settled who asks."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from looper_schemas.problems import ProblemCode
+from looper_schemas.scoring import (
+    Disclosure,
+    FailedQuestion,
+    RewardMode,
+    ScoreRequest,
+    ScoreResponse,
+    ServiceInfo,
+)
+from reward_service.admission import Admission
+from reward_service.auth import KeyRing, Principal, Scope
+from reward_service.batching import Batcher, Engine, Result
+from reward_service.errors import ProblemError
+from reward_service.readiness import Readiness
+from reward_service.settings import Settings
+from reward_service.store import Reply, ReplyStore, StoreKey
+from reward_service.strict_json import MalformedJson, parse_object
+
+logger = logging.getLogger(__name__)
+
+JSON = "application/json"
+_JSON_TYPE = re.compile(r"application/json\s*(;\s*charset\s*=\s*\"?utf-8\"?\s*)?", re.IGNORECASE | re.ASCII)
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
+_MILLISECONDS = re.compile(r"[0-9]{1,9}")
+_NOT_READY_RETRY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the routes share, made by `create_app`."""
+
+    settings: Settings
+    keys: KeyRing
+    engine: Engine
+    batcher: Batcher
+    readiness: Readiness
+    admission: Admission
+    store: ReplyStore
+    digest_key: bytes
+    info: bytes  # body of GET /v1/info
+
+
+def info_body(engine: Engine, settings: Settings) -> bytes:
+    """Body of `GET /v1/info`: the contract, the scorer, the limits."""
+    info = ServiceInfo(
+        scorer_id=engine.scorer_id,
+        limits=settings.limits,
+        reward_modes=tuple(RewardMode),
+        ranges={mode.value: engine.reward_range(mode) for mode in RewardMode},
+    )
+    return info.model_dump_json().encode()
+
+
+async def livez(request: Request) -> Response:
+    """The process runs and its event loop turns."""
+    return Response(b'{"live":true}', media_type=JSON)
+
+
+async def readyz(request: Request) -> Response:
+    """Models are loaded and the golden vector matches."""
+    if not _service(request).readiness.ready:
+        raise ProblemError(ProblemCode.NOT_READY, retry_after_s=_NOT_READY_RETRY_S)
+    return Response(b'{"ready":true}', media_type=JSON)
+
+
+async def info(request: Request) -> Response:
+    """Contract range, scorer_id, limits, reward modes, ranges."""
+    return Response(_service(request).info, media_type=JSON)
+
+
+async def score(request: Request) -> Response:
+    """Score questions; see the wire contract in `looper_schemas.scoring`."""
+    service, principal = _service(request), _principal(request)
+    if not principal.may(Scope.SCORE_REWARD):
+        raise ProblemError(ProblemCode.FORBIDDEN)
+    if not service.readiness.ready:
+        raise ProblemError(ProblemCode.NOT_READY, retry_after_s=_NOT_READY_RETRY_S)
+    deadline = request.scope["state"]["arrived"] + _seconds_to_answer(request, service.settings)
+    idempotency_key = _idempotency_key(request)
+    with service.admission.body(_announced_bytes(request, service.settings)):
+        message = _parse(await _read_body(request, service.settings), service.settings)
+        if message.disclosure is Disclosure.COMPONENTS and not principal.may(Scope.SCORE_COMPONENTS):
+            raise ProblemError(ProblemCode.FORBIDDEN)
+        if message.scorer_id is not None and message.scorer_id != service.engine.scorer_id:
+            raise ProblemError(ProblemCode.SCORER_MISMATCH)
+        digest = _digest(service, message.model_dump_json())
+
+        async def produce() -> Reply:
+            with service.admission.scoring(sum(len(question.arms) for question in message.questions)):
+                job = service.batcher.submit(message.questions, message.reward_mode)
+                results = await job.wait(max(0.0, deadline - time.monotonic()))
+            reply_id = _digest(service, json.dumps([digest, principal.key_id, idempotency_key]))[:32]
+            _log_scoring(request, message, results, reply_id)
+            return _reply(service, message, digest, reply_id, results)
+
+        body = await service.store.reply(
+            StoreKey(principal.key_id, idempotency_key) if idempotency_key is not None else None,
+            digest,
+            produce,
+            lambda: _disconnected(request),
+            deadline - time.monotonic(),
+        )
+    return Response(body or b"", media_type=JSON)  # no body: nobody is there to read it
+
+
+def _reply(
+    service: Service, message: ScoreRequest, digest: str, reply_id: str, results: Sequence[Result]
+) -> Reply:
+    response = ScoreResponse(
+        request_id=reply_id, scorer_id=service.engine.scorer_id, request_digest=digest, results=tuple(results)
+    )
+    components = message.disclosure is Disclosure.COMPONENTS
+    # Without the right to components not even their names appear.
+    hidden = None if components else {"results": {"__all__": {"scores", "correct_flags"}}}
+    final = not any(isinstance(result, FailedQuestion) and result.error.retryable for result in results)
+    return Reply(response.model_dump_json(exclude=hidden).encode(), final)
+
+
+def _log_scoring(request: Request, message: ScoreRequest, results: Sequence[Result], reply_id: str) -> None:
+    fields = {
+        "request_id": request.scope["state"]["request_id"],
+        "key_id": _principal(request).key_id,
+        "reply_id": reply_id,
+        "questions": len(results),
+        "arms": sum(len(question.arms) for question in message.questions),
+        "failed": sum(isinstance(result, FailedQuestion) for result in results),
+    }
+    logger.info("scored", extra=fields)
+
+
+def _digest(service: Service, text: str) -> str:
+    """An opaque name of `text`: keyed, so that nobody outside can test a guess of it."""
+    return hashlib.blake2b(text.encode(), key=service.digest_key, digest_size=32).hexdigest()
+
+
+# --- reading a request ---------------------------------------------------------------------------------
+
+
+def _parse(body: bytes, settings: Settings) -> ScoreRequest:
+    try:
+        message = ScoreRequest.model_validate(parse_object(body))
+    except MalformedJson:
+        raise ProblemError(ProblemCode.MALFORMED_REQUEST) from None
+    except (ValidationError, RecursionError):
+        raise ProblemError(ProblemCode.INVALID_REQUEST) from None
+    texts = (
+        text
+        for question in message.questions
+        for text in (question.question, *(t for arm in question.arms for t in (arm.reasoning, arm.full_text)))
+        if text is not None
+    )
+    if (
+        len(message.questions) > settings.max_questions
+        or any(len(question.arms) > settings.max_arms for question in message.questions)
+        or any(len(text) > settings.max_text_chars for text in texts)
+    ):
+        raise ProblemError(ProblemCode.REQUEST_TOO_LARGE)
+    return message
+
+
+def _announced_bytes(request: Request, settings: Settings) -> int:
+    """How much the body may take: what the client says, else the most it may send."""
+    if not _JSON_TYPE.fullmatch(_header(request, "content-type") or ""):
+        raise ProblemError(ProblemCode.UNSUPPORTED_MEDIA_TYPE)
+    if (_header(request, "content-encoding") or "identity").lower() != "identity":
+        raise ProblemError(ProblemCode.UNSUPPORTED_MEDIA_TYPE)
+    announced = _header(request, "content-length")
+    if announced is None:
+        return settings.max_body_bytes
+    if not (announced.isascii() and announced.isdigit()):
+        raise ProblemError(ProblemCode.MALFORMED_REQUEST)
+    if len(announced) > 12 or int(announced) > settings.max_body_bytes:
+        raise ProblemError(ProblemCode.REQUEST_TOO_LARGE)
+    return int(announced)
+
+
+async def _read_body(request: Request, settings: Settings) -> bytes:
+    body = bytearray()
+    try:
+        async with asyncio.timeout(settings.receive_deadline_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > settings.max_body_bytes:
+                    raise ProblemError(ProblemCode.REQUEST_TOO_LARGE)
+    except (TimeoutError, ClientDisconnect):
+        raise ProblemError(ProblemCode.REQUEST_TIMEOUT) from None
+    return bytes(body)
+
+
+def _seconds_to_answer(request: Request, settings: Settings) -> float:
+    """How long scoring may take, a little less than the client waits, so that the reply still reaches it."""
+    milliseconds = _header(request, "x-deadline-ms")
+    if milliseconds is None:
+        return settings.default_deadline_s
+    if not _MILLISECONDS.fullmatch(milliseconds) or int(milliseconds) == 0:
+        raise ProblemError(ProblemCode.INVALID_REQUEST)
+    seconds = min(int(milliseconds) / 1000, settings.max_deadline_s)
+    return seconds - min(0.5, 0.1 * seconds)
+
+
+def _idempotency_key(request: Request) -> str | None:
+    key = _header(request, "idempotency-key")
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise ProblemError(ProblemCode.INVALID_REQUEST)
+    return key
+
+
+def _header(request: Request, name: str) -> str | None:
+    """The one value of a header. A repeated one could mean two things to two readers, so it is refused."""
+    values = request.headers.getlist(name)
+    if len(values) > 1:
+        raise ProblemError(ProblemCode.INVALID_REQUEST)
+    return values[0].strip() if values else None
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def _principal(request: Request) -> Principal:
+    principal: Principal = request.scope["state"]["principal"]
+    return principal

@@ -1,0 +1,113 @@
+"""The golden vector: a fixed question whose score is known, asked at the start and from time to time.
+
+Part of what it must give is worked out by hand and holds for every embedding model; the rest is recorded in
+the service's folder when a scorer_id is first seen, and must come out the same ever after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from looper_schemas.scoring import Arm, Question, RewardMode, ScoredQuestion
+from reward_service.batching import Batcher, Result
+from reward_service.home import write_atomically
+
+logger = logging.getLogger(__name__)
+
+GOLDEN_FILE = "golden.json"
+TOLERANCE = 1e-6
+_DEADLINE_S = 120.0
+
+GOLDEN = Question(
+    id="golden",
+    question="A box holds 3 red and 5 blue pencils. How many pencils are in the box?",
+    gold_answer="8",
+    arms=(
+        Arm(id="a", full_text="There are 3 red pencils and 5 blue ones. 3 + 5 = 8 pencils in all.\n#### 8"),
+        Arm(id="b", full_text="Counting the blue pencils first: 5 + 3 = 8, so the box holds eight.\n#### 8"),
+        Arm(id="c", full_text="Each colour is counted once and the box itself too: 3 + 5 + 1 = 9.\n#### 9"),
+        Arm(id="d", full_text="I would have to look into the box to know."),
+    ),
+)
+# Four arms make six pairs, of which (a, b) alone agrees; an absent answer is not correct.
+GOLDEN_S_END = 1 / 6
+GOLDEN_FLAGS = (True, True, False, False)
+
+
+class Readiness:
+    """Whether the service may answer: the golden vector matched when it was last asked."""
+
+    def __init__(self, home: Path, scorer_id: str, batcher: Batcher) -> None:
+        self._file = home / GOLDEN_FILE
+        self._scorer_id = scorer_id
+        self._batcher = batcher
+        self._rounds = itertools.count()
+        self.ready = False
+
+    async def keep_checking(self, every_s: float) -> None:
+        """Check again every `every_s` seconds until cancelled."""
+        while True:
+            await asyncio.sleep(every_s)
+            await self.check()
+
+    async def check(self) -> bool:
+        """Ask the golden question alone and in company, and set `ready`."""
+        reason = await self._mismatch()
+        if reason is not None:
+            logger.error("not ready: the golden vector does not match", extra={"reason": reason})
+        elif not self.ready:
+            logger.info("ready: the golden vector matches")
+        self.ready = reason is None
+        return self.ready
+
+    async def _mismatch(self) -> str | None:
+        """What is wrong, in constant words; None when nothing is."""
+        (alone,) = await self._score(GOLDEN)
+        # A text never seen before: the model has to run, whatever has been remembered.
+        fresh = Arm(id="f", full_text=f"Round {next(self._rounds)} of checks: 2 * 4 = 8.\n#### 8")
+        company = Question(id="company", question=GOLDEN.question, arms=(fresh, *GOLDEN.arms))
+        neighbour, together = await self._score(company, GOLDEN)
+        if not isinstance(alone, ScoredQuestion) or not isinstance(neighbour, ScoredQuestion):
+            return "scoring failed"
+        if alone != together:
+            return "a question scores differently in company"
+        if alone.scores is None or alone.scores.s_end is None or alone.correct_flags != GOLDEN_FLAGS:
+            return "components are missing or wrong"
+        if not math.isclose(alone.scores.s_end, GOLDEN_S_END, abs_tol=TOLERANCE):
+            return "components are missing or wrong"
+        return self._compare_with_record(alone)
+
+    async def _score(self, *questions: Question) -> list[Result]:
+        return await self._batcher.submit(questions, RewardMode.ARM_GATED).wait(_DEADLINE_S)
+
+    def _compare_with_record(self, result: ScoredQuestion) -> str | None:
+        assert result.scores is not None
+        values = {
+            **{name: value for name, value in result.scores.model_dump().items() if value is not None},
+            **{f"reward {arm.id}": arm.reward for arm in result.arms},
+        }
+        try:
+            records: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8"))
+            known = records.get(self._scorer_id)
+        except FileNotFoundError:
+            records, known = {}, None
+        except (OSError, ValueError, AttributeError):
+            return "golden.json cannot be read: mend or remove it"
+        if known is None:
+            try:
+                write_atomically(
+                    self._file, json.dumps({**records, self._scorer_id: values}, indent=1) + "\n"
+                )
+            except OSError:
+                return "golden.json cannot be written"
+            return None
+        same = known.keys() == values.keys() and all(
+            math.isclose(known[name], values[name], abs_tol=TOLERANCE) for name in values
+        )
+        return None if same else "scores differ from those in golden.json"

@@ -1,0 +1,86 @@
+"""`reward-service serve`: one process, one event loop, one scoring thread, HTTP/1.1 by h11."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+
+import uvicorn
+from fastapi import FastAPI
+
+from reward_service.app import create_app
+from reward_service.auth import CREATE_COMMAND, KeyRing
+from reward_service.errors import StartError
+from reward_service.logs import configure_logging
+from reward_service.settings import Settings
+
+
+class _Server(uvicorn.Server):
+    """Says `ready URL` on stdout when it is, and why not on stderr when it is not."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, url: str) -> None:
+        super().__init__(config)
+        self._app = app
+        self._url = url
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._app.state.service.readiness.ready:
+            print(f"ready {self._url}", flush=True)
+        else:
+            print(
+                f"not ready: {self._url} answers 503, because the golden vector does not match; see the log",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is being answered, for `drain_s` seconds at most.
+
+    Raises:
+        StartError: no key, port taken, or models that cannot be loaded. Nothing has been served then.
+    """
+    configure_logging()
+    if not KeyRing(settings.home).any_active():
+        raise StartError(f"no active key: run `{CREATE_COMMAND}`")
+    listener = _bind(settings)
+    try:
+        host, port = listener.getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        app = create_app(settings)
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            h11_max_incomplete_event_size=settings.max_header_bytes,
+            timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        )
+        # uvicorn repeats the signal to these handlers after it has drained: a wanted end is no failure.
+        for wanted in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(wanted, lambda *_: None)
+        _Server(config, app, url).run(sockets=[listener])
+    finally:
+        listener.close()
+
+
+def _bind(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise StartError(
+            f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); "
+            "stop what uses it or choose another --port"
+        ) from None
+    return listener

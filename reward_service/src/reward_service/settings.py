@@ -1,0 +1,102 @@
+"""Every setting of the service, read in this one place.
+
+The environment names the folder (`REWARD_SERVICE_HOME`, by default `~/.reward-service`); `settings.toml` in
+that folder, where it exists, holds the rest; options of a command override both.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from looper_schemas.scoring import MAX_ARMS, MAX_QUESTIONS, MAX_TEXT_CHARS, Limits
+from regime_w.settings import RegimeWSettings
+from reward_service.errors import StartError
+
+HOME_VARIABLE = "REWARD_SERVICE_HOME"
+DEFAULT_HOME = "~/.reward-service"
+
+Seconds = Annotated[float, Field(gt=0.0, le=86_400.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """All settings; see `reward_service/README.md` for how to choose the limits.
+
+    Limits on one request are stated in `GET /v1/info`, and clients split their batches by them. A PPO batch
+    of 64 arms of 1,000 tokens is about 0.5 MB.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    home: Path
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8080
+
+    max_body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 2**20
+    max_header_bytes: Annotated[int, Field(ge=1024, le=2**20)] = 2**14
+    max_questions: Annotated[int, Field(ge=1, le=MAX_QUESTIONS)] = 256
+    max_arms: Annotated[int, Field(ge=1, le=MAX_ARMS)] = 64
+    max_text_chars: Annotated[int, Field(ge=1, le=MAX_TEXT_CHARS)] = 200_000
+
+    receive_deadline_s: Seconds = 5.0
+    default_deadline_s: Seconds = 120.0
+    max_deadline_s: Seconds = 600.0
+    drain_s: Seconds = 30.0
+
+    max_waiting_arms: Count = 16_384
+    max_waiting_bytes: Count = 2**26
+    batch_arms: Count = 16
+
+    idempotency_entries: Count = 4096
+    idempotency_bytes: Count = 2**26
+    idempotency_ttl_s: Seconds = 86_400.0
+
+    golden_every_s: Seconds = 300.0
+
+    scorer: RegimeWSettings = RegimeWSettings()
+
+    @property
+    def limits(self) -> Limits:
+        """What `GET /v1/info` states."""
+        return Limits(
+            max_questions=self.max_questions,
+            max_arms=self.max_arms,
+            max_text_chars=self.max_text_chars,
+            max_body_bytes=self.max_body_bytes,
+        )
+
+
+def load_settings(
+    overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ
+) -> Settings:
+    """Settings of the folder that the environment names; `overrides` that are None count as absent.
+
+    Raises:
+        StartError: the file cannot be read, or a value is unknown or out of bounds.
+    """
+    home = Path(environ.get(HOME_VARIABLE, "").strip() or DEFAULT_HOME).expanduser().absolute()
+    file = home / "settings.toml"
+    values: dict[str, Any] = {}
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        pass
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise StartError(f"{file}: cannot be read ({error}); mend or remove it") from None
+    values.update({name: value for name, value in (overrides or {}).items() if value is not None})
+    try:
+        return Settings(**{**values, "home": home})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise StartError(f"{file}: {name}: {first['msg']}; known settings: {', '.join(_known())}") from None
+
+
+def _known() -> list[str]:
+    return sorted(set(Settings.model_fields) - {"home"})
