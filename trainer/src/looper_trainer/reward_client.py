@@ -27,10 +27,13 @@ import httpx
 import stamina
 from pydantic import BaseModel, ValidationError
 
-from looper_schemas.problems import Problem, ProblemCode
+from looper_schemas import records
+from looper_schemas.problems import PROBLEM_TYPE_PREFIX, Problem, ProblemCode
 from looper_schemas.scoring import (
+    Arm,
     Disclosure,
     FailedQuestion,
+    FinishReason,
     Limits,
     Purpose,
     Question,
@@ -42,6 +45,7 @@ from looper_schemas.scoring import (
     ServiceInfo,
 )
 from looper_trainer.errors import ConfigError, RewardRejected, RewardUnavailable, ScorerMismatch
+from looper_trainer.sampling.base import Completion
 
 __all__ = [
     "RewardClient",
@@ -50,6 +54,7 @@ __all__ = [
     "ScorerMismatch",
     "Waiting",
     "announce",
+    "as_question",
 ]
 
 _FIRST_WAIT_S = 0.25
@@ -76,6 +81,27 @@ class Waiting:
             f"waiting for the reward service: {self.reason}; attempt {self.attempt} failed, next in "
             f"{self.next_try_s:.1f} s, {self.waited_s:.0f} of {self.gives_up_after_s:.0f} s waited"
         )
+
+
+def as_question(problem: records.Problem, completions: Sequence[Completion]) -> Question:
+    """`problem` with `completions` as its arms, whose ids are their places: "0", "1", ...
+
+    The answer is left to the service: it reads texts by the same rules as `looper_schemas.answers`.
+    """
+    return Question(
+        id=problem.id,
+        question=problem.question,
+        gold_answer=problem.answer,
+        arms=tuple(
+            Arm(
+                id=str(index),
+                full_text=completion.text,
+                tokens_out=len(completion.token_ids),
+                finish_reason=FinishReason(completion.finish_reason),
+            )
+            for index, completion in enumerate(completions)
+        ),
+    )
 
 
 def announce(waiting: Waiting) -> None:
@@ -131,6 +157,7 @@ class RewardClient:
         self.first_contact_s = min(first_contact_s, give_up_after_s)
         self.on_wait = on_wait
         self._answered = False
+        self._closed = False
         self._info: ServiceInfo | None = None
         self._http = httpx.Client(
             base_url=base,
@@ -187,7 +214,8 @@ class RewardClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; a wait in another thread ends at its next attempt."""
+        self._closed = True
         self._http.close()
 
     def info(self) -> ServiceInfo:
@@ -292,7 +320,7 @@ class RewardClient:
         def wait_before_next(error: Exception) -> float | bool:
             """stamina's hook: seconds until the next attempt, or False to let `error` out."""
             nonlocal attempts, bad_replies
-            if not isinstance(error, _TryAgain):
+            if not isinstance(error, _TryAgain) or self._closed:
                 return False
             attempts += 1
             bad_replies += error.bad_reply
@@ -372,7 +400,7 @@ class RewardClient:
             problem = Problem.model_validate_json(content)
         except ValidationError:
             problem = None
-        code = problem.code if problem is not None else None
+        code = _code_of(problem)
         if code is ProblemCode.SCORER_MISMATCH:
             return ScorerMismatch(
                 f"{self.url} runs another scorer than {self.scorer_id}, to which this run is pinned; start "
@@ -428,6 +456,14 @@ def _check_reply(reply: ScoreResponse, batch: Sequence[Question], disclosure: Di
             raise _BadReply("correct_flags of a result do not match its arms")
         if disclosure is Disclosure.COMPONENTS and (result.scores is None or result.correct_flags is None):
             raise _BadReply("components were asked for and are missing")
+
+
+def _code_of(problem: Problem | None) -> ProblemCode | None:
+    """The code that `problem` names, or None when another kind of server wrote it."""
+    try:
+        return None if problem is None else ProblemCode(problem.type.removeprefix(PROBLEM_TYPE_PREFIX))
+    except ValueError:
+        return None
 
 
 def _worth_retrying(result: ScoredQuestion | FailedQuestion) -> bool:

@@ -1,0 +1,288 @@
+"""`looper rollouts`: sampled solutions of every question, scored by the reward service.
+
+The completions of one question, each from its own seed, are sent together: they are the arms among which
+coherence is measured. While one batch is scored, the next is sampled. Records are appended to
+`<output>.partial` in the order of the questions, so an interrupted run goes on after its last whole line;
+other settings, another policy or another scorer refuse to continue it. A question that the service
+could not score keeps reward null.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from looper_schemas.answers import extract_answer
+from looper_schemas.prompt import format_prompt
+from looper_schemas.records import Problem, RolloutRecord, Trajectory, read_records, to_line
+from looper_schemas.scoring import (
+    CONTRACT_VERSION,
+    Disclosure,
+    FailedQuestion,
+    Purpose,
+    RewardMode,
+    ScoredQuestion,
+)
+from looper_trainer.config import StageConfig, save_resolved
+from looper_trainer.errors import DataError
+from looper_trainer.reward_client import RewardClient, as_question
+from looper_trainer.sampling.base import Completion, Sampler, SamplingParams
+
+
+class RolloutsConfig(StageConfig):
+    """Sample solutions of every question and have them scored."""
+
+    model: Annotated[str, Field(description="policy: a folder or a hub name")] = "checkpoints/sft"
+    questions_file: Annotated[Path, Field(description="problems to solve")] = Path("data/gsm8k_train.jsonl")
+    output: Annotated[Path, Field(description="file of the records")] = Path("data/ppo_rollouts.jsonl")
+    limit: Annotated[int | None, Field(ge=1, description="only the first N problems")] = None
+    samples_per_question: Annotated[int, Field(ge=1, description="trajectories a question")] = 4
+    max_new_tokens: Annotated[int, Field(ge=1, description="longest trajectory")] = 256
+    temperature: Annotated[float, Field(gt=0, description="of sampling")] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1, description="nucleus of sampling")] = 1.0
+    seed: Annotated[int, Field(ge=0, description="every trajectory's own seed derives from it")] = 0
+    questions_per_batch: Annotated[int, Field(ge=1, description="questions in a score request")] = 16
+    sample_batch_size: Annotated[int, Field(ge=1, description="rows decoded together")] = 64
+    reward_mode: Annotated[RewardMode, Field(description="how scores become rewards")] = RewardMode.ARM_GATED
+    disclosure: Annotated[Disclosure, Field(description="what is asked of the service")] = (
+        Disclosure.COMPONENTS
+    )
+    give_up_after_s: Annotated[float, Field(gt=0, description="longest wait for the service")] = 1800.0
+    run_id: Annotated[str | None, Field(description="name in the service's log; none: the output's")] = None
+    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: a GPU if any")] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], Field(description="auto: float32 on a CPU")
+    ] = "auto"
+
+
+# Settings that change how fast records come, not what they hold.
+_FREE = frozenset(
+    {"output", "sample_batch_size", "questions_per_batch", "give_up_after_s", "run_id", "limit"}
+)
+
+
+def run(config: RolloutsConfig) -> None:
+    """Write `config.output`, continuing an interrupted run with the same settings.
+
+    Raises:
+        RecordError, DataError, CheckpointError, RewardError: what cannot be used, and what to do.
+    """
+    problems = read_records(config.questions_file, Problem)[: config.limit]
+    if len({problem.id for problem in problems}) != len(problems):
+        raise DataError(f"{config.questions_file}: ids repeat; give every problem its own")
+    if config.output.exists():
+        raise DataError(f"{config.output}: exists already; remove it or choose another --output")
+    with RewardClient.from_environment(
+        run_id=config.run_id or f"rollouts-{config.output.stem}"[:200],
+        reward_mode=config.reward_mode,
+        disclosure=config.disclosure,
+        give_up_after_s=config.give_up_after_s,
+    ) as client:
+        scorer_id = client.info().scorer_id  # before any sampling: a wrong address or key ends at once
+        from looper_trainer.sampling.transformers import load_sampler
+
+        sampler = load_sampler(config.model, config.device, config.dtype, config.sample_batch_size)
+        made_by = policy_id(config.model)
+        done = _open_partial(config, made_by, scorer_id)
+        _check_prefix(config, problems, done)
+        if done:
+            print(f"rollouts: continuing after {len(done)} of {len(problems)} questions", flush=True)
+        progress = _Progress(len(problems), done)
+        with _partial_file(config).open("a", encoding="utf-8") as out:
+            for record in _records(config, problems[len(done) :], sampler, client, made_by):
+                out.write(to_line(record))
+                out.flush()
+                progress.add(record)
+    save_resolved(config, config.output.parent, f"{config.output.stem}_config")
+    _partial_file(config).replace(config.output)
+    _settings_file(config).unlink()
+    progress.finish(config.output)
+
+
+def trajectory_seed(seed: int, question_id: str, index: int) -> int:
+    """The seed of a question's `index`-th trajectory: below 2**63, and independent of the other questions."""
+    digest = hashlib.sha256(f"{seed}\n{index}\n{question_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def policy_id(model: str) -> str:
+    """The name of `model`, with a digest of its weights where it is a local folder."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return model
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")):
+        with file.open("rb") as weights:
+            digest.update(hashlib.file_digest(weights, "sha256").digest())
+    return f"{model}@{digest.hexdigest()[:16]}"
+
+
+def _records(
+    config: RolloutsConfig,
+    problems: Sequence[Problem],
+    sampler: Sampler,
+    client: RewardClient,
+    made_by: str,
+) -> Iterator[RolloutRecord]:
+    """A record for each problem, in order; a batch is scored while the next one is sampled."""
+    params = SamplingParams(config.max_new_tokens, config.temperature, config.top_p)
+    waiting: tuple[_Batch, Future[dict[str, ScoredQuestion | FailedQuestion]]] | None = None
+    with ThreadPoolExecutor(max_workers=1) as scoring, _closing_on_error(client):
+        for step, start in enumerate(range(0, len(problems), config.questions_per_batch)):
+            batch = _sample(config, problems[start : start + config.questions_per_batch], sampler, params)
+            questions = [as_question(problem, completions) for problem, _, completions in batch]
+            if waiting is not None:
+                yield from _finished(config, *waiting, client, made_by)
+            waiting = (batch, scoring.submit(client.score, questions, step=step, purpose=Purpose.ROLLOUT))
+        if waiting is not None:
+            yield from _finished(config, *waiting, client, made_by)
+
+
+@contextmanager
+def _closing_on_error(client: RewardClient) -> Iterator[None]:
+    """Whatever ends the sampling also ends a wait for the service in the scoring thread."""
+    try:
+        yield
+    except BaseException:
+        client.close()
+        raise
+
+
+_Batch = list[tuple[Problem, list[int], list[Completion]]]
+
+
+def _sample(
+    config: RolloutsConfig, problems: Sequence[Problem], sampler: Sampler, params: SamplingParams
+) -> _Batch:
+    seeds = [
+        [trajectory_seed(config.seed, problem.id, index) for index in range(config.samples_per_question)]
+        for problem in problems
+    ]
+    prompts = [sampler.encode(format_prompt(problem.question)) for problem in problems]
+    return list(zip(problems, seeds, sampler.sample(prompts, params, seeds), strict=True))
+
+
+def _finished(
+    config: RolloutsConfig,
+    batch: _Batch,
+    scores: Future[dict[str, ScoredQuestion | FailedQuestion]],
+    client: RewardClient,
+    made_by: str,
+) -> Iterator[RolloutRecord]:
+    results = scores.result()
+    for problem, seeds, completions in batch:
+        result = results[problem.id]
+        scored = isinstance(result, ScoredQuestion)
+        rewards = {arm.id: arm.reward for arm in result.arms} if isinstance(result, ScoredQuestion) else {}
+        yield RolloutRecord(
+            id=problem.id,
+            question=problem.question,
+            gold_answer=problem.answer,
+            trajectories=tuple(
+                Trajectory(
+                    output=completion.text,
+                    final_answer=extract_answer(completion.text),
+                    reward=rewards.get(str(index)),
+                    finish_reason=completion.finish_reason,
+                    tokens_out=len(completion.token_ids),
+                    seed=seed,
+                )
+                for index, (seed, completion) in enumerate(zip(seeds, completions, strict=True))
+            ),
+            scores=result.scores if isinstance(result, ScoredQuestion) else None,
+            policy=made_by,
+            scorer_id=client.scorer_id if scored else None,
+            reward_mode=config.reward_mode.value,
+            contract=CONTRACT_VERSION,
+        )
+
+
+def _partial_file(config: RolloutsConfig) -> Path:
+    return config.output.with_name(config.output.name + ".partial")
+
+
+def _settings_file(config: RolloutsConfig) -> Path:
+    return config.output.with_name(config.output.name + ".partial.settings")
+
+
+def _open_partial(config: RolloutsConfig, made_by: str, scorer_id: str) -> list[RolloutRecord]:
+    """Records of an interrupted run with the same settings; its last line is cut off if it is not whole.
+
+    Raises:
+        DataError: the interrupted run had other settings.
+    """
+    settings: dict[str, Any] = {
+        key: value for key, value in config.model_dump(mode="json").items() if key not in _FREE
+    }
+    questions = hashlib.sha256(config.questions_file.read_bytes()).hexdigest()
+    settings |= {"questions_sha256": questions, "policy": made_by, "scorer_id": scorer_id}
+    partial, settings_file = _partial_file(config), _settings_file(config)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    if partial.exists() and settings_file.exists():
+        before = json.loads(settings_file.read_text(encoding="utf-8"))
+        keys = settings.keys() | before.keys()
+        differing = ", ".join(sorted(key for key in keys if settings.get(key) != before.get(key)))
+        if differing:
+            raise DataError(
+                f"{partial}: was begun with another {differing}; use the same, or remove it to begin anew"
+            )
+        whole = partial.read_bytes()
+        partial.write_bytes(whole[: whole.rfind(b"\n") + 1])
+        return read_records(partial, RolloutRecord) if partial.stat().st_size else []
+    settings_file.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    partial.write_bytes(b"")
+    return []
+
+
+def _check_prefix(config: RolloutsConfig, problems: Sequence[Problem], done: Sequence[RolloutRecord]) -> None:
+    if [record.id for record in done] != [problem.id for problem in problems[: len(done)]]:
+        raise DataError(
+            f"{_partial_file(config)}: holds other questions than {config.questions_file}; remove it"
+        )
+
+
+class _Progress:
+    """Counts records and shows where the run stands, at most once in two seconds."""
+
+    def __init__(self, total: int, done: Sequence[RolloutRecord]) -> None:
+        self.total = total
+        self.count = self.unscored = self.completions = self.rewarded = 0
+        self.reward_sum = 0.0
+        self.started = self.shown = time.monotonic()
+        self.fresh = 0
+        for record in done:
+            self._count(record)
+
+    def add(self, record: RolloutRecord) -> None:
+        self._count(record)
+        self.fresh += len(record.trajectories)
+        if time.monotonic() - self.shown >= 2:
+            self.shown = time.monotonic()
+            print(self._line(), flush=True)
+
+    def finish(self, output: Path) -> None:
+        print(f"{self._line()}; {output} is complete", flush=True)
+
+    def _count(self, record: RolloutRecord) -> None:
+        rewards = [t.reward for t in record.trajectories if t.reward is not None]
+        self.count += 1
+        self.completions += len(record.trajectories)
+        self.rewarded += len(rewards)
+        self.reward_sum += sum(rewards)
+        self.unscored += not rewards
+
+    def _line(self) -> str:
+        mean = f"{self.reward_sum / self.rewarded:.3f}" if self.rewarded else "none"
+        rate = self.fresh / max(time.monotonic() - self.started, 1e-9)
+        return (
+            f"rollouts: {self.count}/{self.total} questions, mean reward {mean}, unscored {self.unscored}, "
+            f"{rate:.1f} completions/s"
+        )
