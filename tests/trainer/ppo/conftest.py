@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
 from looper_schemas.records import Problem
 from looper_schemas.scoring import (
     ArmReward,
@@ -22,8 +25,6 @@ from looper_schemas.scoring import (
 from looper_trainer.ppo.config import PPOConfig
 from looper_trainer.ppo.policy import Policy
 from looper_trainer.sampling.transformers import TransformersSampler
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 \n.,:+-*/=#?{}'"
 EOS_ID = 1

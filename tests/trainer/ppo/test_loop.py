@@ -1,0 +1,319 @@
+"""Whole runs of a tiny policy: it learns, it stops when scores are missing, and it goes on bit-exactly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from looper_schemas.records import Problem, RolloutRecord, Trajectory, read_records, write_records
+from looper_schemas.scoring import Purpose, Question, RewardMode
+from looper_trainer.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    RewardError,
+    RewardUnavailable,
+    UserError,
+)
+from looper_trainer.ppo.checkpoint import step_folder
+from looper_trainer.ppo.config import PPOConfig
+from looper_trainer.ppo.loop import Data, Results, read_data, run, train
+from looper_trainer.ppo.policy import Policy
+from looper_trainer.testing import FakeRewardServer
+
+from .conftest import CountingScorer, build
+
+
+def metrics_of(config: PPOConfig) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_seconds(config: PPOConfig) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in metrics_of(config)]
+
+
+def saved(config: PPOConfig, step: int) -> dict[str, Any]:
+    """Everything learned that the checkpoint of `step` holds."""
+    folder = step_folder(config.output, step)
+    optimizer = torch.load(folder / "optimizer.pt", weights_only=True)
+    return {
+        "adapter": (folder / "adapter" / "adapter_model.safetensors").read_bytes(),
+        "value_head": (folder / "value_head.safetensors").read_bytes(),
+        "moments": [m.tolist() for s in optimizer["optimizer"]["state"].values() for m in s.values()],
+        "rng": optimizer["torch_rng"]["cpu"].tolist(),
+        "state": json.loads((folder / "state.json").read_text())["state"],
+    }
+
+
+def go(config: PPOConfig, problems: Sequence[Problem], scorer: CountingScorer, dev: int = 0) -> Policy:
+    policy, sampler = build(config)
+    train(config, Data(problems, problems[:dev], []), policy, sampler, scorer)
+    return policy
+
+
+class DyingScorer(CountingScorer):
+    """Goes down at one step."""
+
+    def __init__(self, dies_at: int) -> None:
+        super().__init__()
+        self.dies_at = dies_at
+
+    def score(self, questions: Sequence[Question], *, step: int, purpose: Purpose) -> Results:
+        if step == self.dies_at:
+            raise RewardUnavailable("no answer from the reward service")
+        return super().score(questions, step=step, purpose=purpose)
+
+
+def test_training_raises_a_reward_that_the_policy_can_earn(
+    ppo_config: PPOConfig, problems: list[Problem]
+) -> None:
+    config = ppo_config.model_copy(update={"steps": 25, "kl_coef": 0.001, "save_every": 100})
+    go(config, problems, CountingScorer("7"))
+    rewards = [line["reward_mean"] for line in metrics_of(config)]
+    start, end = sum(rewards[:5]) / 5, sum(rewards[-5:]) / 5
+    # A random policy writes 7 once in 80 characters; learned means most of them.
+    assert start < 0.15
+    assert end > 0.5
+
+
+def test_a_reward_that_ignores_the_text_leaves_the_policy_near_its_reference(
+    ppo_config: PPOConfig, problems: list[Problem]
+) -> None:
+    config = ppo_config.model_copy(update={"steps": 5})
+    go(config, problems, CountingScorer(wanted=""))
+    assert [line["reward_mean"] for line in metrics_of(config)] == [0.0] * 5
+    assert metrics_of(config)[-1]["kl_k1_per_completion"] < 0.1
+
+
+def test_every_step_begins_with_ratio_exactly_one_and_agrees_with_its_sampler(
+    ppo_config: PPOConfig, problems: list[Problem]
+) -> None:
+    config = ppo_config.model_copy(update={"micro_batch_tokens": 300})
+    go(config, problems, CountingScorer())
+    for line in metrics_of(config):
+        assert line["first_ratio_min"] == line["first_ratio_max"] == 1.0
+        assert line["sampler_gap_max"] < 1e-4
+        assert line["importance_truncated_share"] == 0.0
+
+
+def test_a_resumed_run_is_bit_equal_to_one_that_never_stopped(
+    ppo_config: PPOConfig, problems: list[Problem], tmp_path: Path
+) -> None:
+    settings = {"kl_controller": "adaptive", "eval_every": 2, "dev_file": Path("dev"), "run_id": "same"}
+    whole = ppo_config.model_copy(update=settings)
+    go(whole, problems, CountingScorer(), dev=3)
+
+    halves = whole.model_copy(update={"output": tmp_path / "halves"})
+    with pytest.raises(RewardUnavailable, match="--resume"):
+        go(halves, problems, DyingScorer(dies_at=3), dev=3)
+    torch.manual_seed(999)  # a new process begins with other random states
+    go(halves.model_copy(update={"resume": True}), problems, CountingScorer(), dev=3)
+
+    assert saved(whole, 4) == saved(halves, 4)
+    assert saved(whole, 4)["adapter"] != saved(whole, 3)["adapter"]
+    assert without_seconds(whole) == without_seconds(halves)
+    assert len(metrics_of(halves)) == 5  # step 0's evaluation and four steps
+    for step in range(1, 5):
+        name = f"trajectories/step_{step:05d}.jsonl"
+        assert (whole.output / name).read_bytes() == (halves.output / name).read_bytes()
+
+
+def test_a_kill_between_checkpoints_repeats_the_lost_steps(
+    ppo_config: PPOConfig, problems: list[Problem], tmp_path: Path
+) -> None:
+    whole = ppo_config.model_copy(update={"save_every": 2})
+    go(whole, problems, CountingScorer())
+
+    class Kill(BaseException):
+        """What nobody catches, as a signal."""
+
+    class Killer(CountingScorer):
+        def score(self, questions: Sequence[Question], *, step: int, purpose: Purpose) -> Results:
+            if step == 4:
+                raise Kill
+            return super().score(questions, step=step, purpose=purpose)
+
+    killed = whole.model_copy(update={"output": tmp_path / "killed"})
+    with pytest.raises(Kill):
+        go(killed, problems, Killer())
+    with (killed.output / "metrics.jsonl").open("a") as out:
+        out.write('{"step": 4, "rew')  # a line that the kill cut short
+    again = CountingScorer()
+    go(killed.model_copy(update={"resume": True}), problems, again)
+    assert again.steps == [3, 4]  # step 3 was done but not saved
+    assert saved(whole, 4) == saved(killed, 4)
+    assert without_seconds(whole) == without_seconds(killed)
+
+
+def test_an_unscored_question_pauses_the_run_and_nothing_is_trained_on_it(
+    ppo_config: PPOConfig, problems: list[Problem]
+) -> None:
+    scorer = CountingScorer(
+        fail=lambda question, step: step == 2 and question.id.endswith(("1", "3", "5", "7", "9"))
+    )
+    with pytest.raises(RewardError, match="scorer_timeout"):
+        go(ppo_config, problems, scorer)
+    assert [line["step"] for line in metrics_of(ppo_config)] == [1]
+    assert (ppo_config.output / "checkpoints" / "step_00001" / "state.json").is_file()
+
+
+def test_dropping_unscored_questions_is_counted_and_never_goes_below_nine_in_ten(
+    ppo_config: PPOConfig, problems: list[Problem]
+) -> None:
+    config = ppo_config.model_copy(update={"on_unscored": "drop", "batch_size": 10, "steps": 1})
+    failing = {"p0", "p1"}
+    go(config, problems[2:] + problems[:1], CountingScorer(fail=lambda q, s: q.id == "p5"))
+    (line,) = metrics_of(config)
+    assert (line["questions_scored"], line["questions_failed"]) in [(9, 1), (10, 0)]
+    records = read_records(config.output / "trajectories" / "step_00001.jsonl", RolloutRecord)
+    unscored = [r for r in records if any(t.reward is None for t in r.trajectories)]
+    assert len(unscored) == line["questions_failed"]
+
+    below = config.model_copy(update={"output": config.output.with_name("below"), "batch_size": 12})
+    with pytest.raises(RewardError, match="2 of 12 questions have no score"):
+        go(below, problems, CountingScorer(fail=lambda q, s: q.id in failing))
+
+
+def test_trajectories_hold_the_rewards_that_the_service_gave(
+    ppo_config: PPOConfig, problems: list[Problem]
+) -> None:
+    config = ppo_config.model_copy(update={"steps": 1})
+    scorer = CountingScorer("aeiou")
+    go(config, problems, scorer)
+    records = read_records(config.output / "trajectories" / "step_00001.jsonl", RolloutRecord)
+    assert len(records) == 4
+    for record in records:
+        assert record.policy == f"{config.run_name}@0"
+        assert record.scorer_id == "counting"
+        for trajectory in record.trajectories:
+            assert trajectory.reward == scorer._reward(trajectory.output)
+
+
+def test_patience_ends_a_run_whose_dev_accuracy_stands_still_and_the_best_is_kept(
+    ppo_config: PPOConfig, problems: list[Problem]
+) -> None:
+    settings = {"steps": 50, "eval_every": 1, "patience": 2, "dev_file": Path("dev"), "keep_checkpoints": 1}
+    config = ppo_config.model_copy(update=settings)
+    policy = go(config, problems, CountingScorer(), dev=2)  # writing sevens answers no question
+    lines = metrics_of(config)
+    assert [line["dev_accuracy"] for line in lines] == [0.0, 0.0, 0.0]
+    result = json.loads((config.output / "result.json").read_text())
+    assert (result["from_step"], result["trained_steps"], result["best_accuracy"]) == (0, 2, 0.0)
+    assert {p.name for p in (config.output / "checkpoints").iterdir()} == {"step_00000", "step_00002"}
+    # The policy in memory and the exported adapter are the best: the start.
+    assert not any(w.any() for n, w in policy.model.named_parameters() if "lora_B" in n)
+
+
+def test_the_critic_learns_alone_for_the_first_steps(ppo_config: PPOConfig, problems: list[Problem]) -> None:
+    config = ppo_config.model_copy(update={"critic_warmup_steps": 2, "steps": 3})
+    go(config, problems, CountingScorer("aeiou"))
+    lines = metrics_of(config)
+    assert [line["critic_only"] for line in lines] == [True, True, False]
+    assert [line["kl_k3"] for line in lines] == [0.0, 0.0, 0.0]  # measured before each update
+    assert lines[1]["value_mean"] > 0.0
+    assert lines[2]["ratio_max"] > 1.0
+
+
+def test_rollouts_warm_up_the_critic_towards_their_rewards(
+    ppo_config: PPOConfig, problems: list[Problem]
+) -> None:
+    rollouts = [
+        RolloutRecord(
+            id=p.id,
+            question=p.question,
+            gold_answer=p.answer,
+            trajectories=(Trajectory(output=f"#### {p.answer}", final_answer=p.answer, reward=0.8),),
+            policy="sft",
+            reward_mode="arm_gated",
+        )
+        for p in problems
+    ]
+    config = ppo_config.model_copy(update={"critic_warmup_steps": 40, "steps": 1})
+    policy, sampler = build(config)
+    train(config, Data(problems, [], rollouts), policy, sampler, CountingScorer())
+    (line,) = metrics_of(config)
+    assert line["value_mean"] == pytest.approx(0.8, abs=0.25)
+    assert line["critic_only"] is False
+    other = config.model_copy(
+        update={"output": config.output.with_name("other"), "reward_mode": RewardMode.QUESTION}
+    )
+    with pytest.raises(DataError, match="mode arm_gated"):
+        train(other, Data(problems, [], rollouts), policy, sampler, CountingScorer())
+
+
+def test_resuming_with_another_setting_names_it(ppo_config: PPOConfig, problems: list[Problem]) -> None:
+    go(ppo_config.model_copy(update={"steps": 1}), problems, CountingScorer())
+    with pytest.raises(CheckpointError, match="kl_coef"):
+        go(ppo_config.model_copy(update={"resume": True, "kl_coef": 0.5}), problems, CountingScorer())
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused_in_one_line(
+    ppo_config: PPOConfig, problems: list[Problem]
+) -> None:
+    config = ppo_config.model_copy(update={"resume": True})
+    with pytest.raises(CheckpointError, match="no PPO checkpoint"):
+        go(config, problems, CountingScorer())
+    broken = ppo_config.output / "checkpoints" / "step_00003"
+    broken.mkdir(parents=True)
+    (broken / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="no readable PPO checkpoint"):
+        go(config, problems, CountingScorer())
+
+
+@pytest.fixture
+def files(ppo_config: PPOConfig, problems: list[Problem], tmp_path: Path) -> PPOConfig:
+    write_records(tmp_path / "train.jsonl", problems)
+    write_records(tmp_path / "dev.jsonl", problems[:2])
+    settings = {
+        "train_file": tmp_path / "train.jsonl",
+        "dev_file": tmp_path / "dev.jsonl",
+        "steps": 2,
+        "merge": True,
+    }
+    return ppo_config.model_copy(update=settings)
+
+
+def test_run_trains_over_http_and_leaves_a_plain_model_that_transformers_loads(
+    files: PPOConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with FakeRewardServer(mode="random", seed=3) as server:
+        monkeypatch.setenv("LOOPER_REWARD_URL", server.url)
+        monkeypatch.setenv("LOOPER_REWARD_KEY", server.key)
+        run(files)
+        with pytest.raises(ConfigError, match="holds a PPO run"):
+            run(files)
+    lines = metrics_of(files)
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert {line["scorer_id"] for line in lines[1:]} == {server.scorer_id}
+    model = AutoModelForCausalLM.from_pretrained(files.output / "merged")
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    assert AutoTokenizer.from_pretrained(files.output / "merged").eos_token == "<eos>"
+
+
+def test_bad_files_are_refused_before_any_model_is_loaded(files: PPOConfig, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        read_data(files.model_copy(update={"train_file": tmp_path / "absent.jsonl"}))
+    with pytest.raises(DataError, match="fewer than batch_size"):
+        read_data(files.model_copy(update={"batch_size": 13}))
+    (tmp_path / "twice.jsonl").write_text((tmp_path / "train.jsonl").read_text() * 2)
+    with pytest.raises(DataError, match="ids repeat"):
+        read_data(files.model_copy(update={"train_file": tmp_path / "twice.jsonl"}))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"mini_batch_size": 17}, {"patience": 2, "dev_file": None}, {"lam": 1.1}, {"top_p": 0.9}]
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"mini_batch_size|patience|lam|top_p"):
+        PPOConfig(**settings)
+
+
+def test_errors_of_the_run_are_user_errors() -> None:
+    assert issubclass(RewardUnavailable, UserError)

@@ -1,0 +1,172 @@
+"""The shared trunk against the plain transformers forward pass of one row at a time."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from looper_trainer.errors import CheckpointError
+from looper_trainer.ppo.batch import MicroBatch, Row, micro_batch
+from looper_trainer.ppo.policy import Policy, chunked_logprobs
+
+from .conftest import EOS_ID, make_model, make_policy
+
+
+def make_rows(count: int = 5, seed: int = 0) -> list[Row]:
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        completion = [rng.randrange(80) for _ in range(rng.randrange(1, 9))]
+        rows.append(
+            Row([rng.randrange(80) for _ in range(rng.randrange(1, 9))], completion, [0.0] * len(completion))
+        )
+    return rows
+
+
+def whole_batch(rows: list[Row]) -> MicroBatch:
+    return micro_batch(rows, range(len(rows)))
+
+
+def naive(policy: Policy, row: Row) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logprobs, entropies and values of one row's completion from full logits, without padding."""
+    ids = torch.tensor([[*row.prompt_ids, *row.completion_ids]])
+    output = policy.model(input_ids=ids, output_hidden_states=True)
+    start, end = len(row.prompt_ids) - 1, ids.shape[1] - 1
+    distribution = torch.distributions.Categorical(logits=output.logits[0, start:end])
+    logprobs = distribution.log_prob(torch.tensor(row.completion_ids))
+    values = policy.value_head(output.hidden_states[-1][0, start:end])[:, 0]
+    return logprobs, distribution.entropy(), values
+
+
+def test_logprobs_entropies_and_values_equal_those_of_each_row_alone() -> None:
+    policy, rows = make_policy(logit_chunk_tokens=3), make_rows()
+    output = policy(whole_batch(rows))
+    for line, row in enumerate(rows):
+        n = len(row.completion_ids)
+        for ours, theirs in zip(output, naive(policy, row), strict=True):
+            torch.testing.assert_close(ours[line, :n], theirs, rtol=1e-5, atol=1e-5)
+            assert not ours[line, n:].any()
+
+
+def test_the_reference_is_the_base_model_without_its_adapter() -> None:
+    policy, rows = make_policy(), make_rows()
+    base = make_model().eval()  # the same seed, never wrapped
+    ref_logprobs = policy.ref_logprobs(whole_batch(rows))
+    for line, row in enumerate(rows):
+        ids = torch.tensor([[*row.prompt_ids, *row.completion_ids]])
+        logits = base(input_ids=ids).logits[0, len(row.prompt_ids) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(row.completion_ids)[:, None])[:, 0]
+        torch.testing.assert_close(ref_logprobs[line, : len(expected)], expected, rtol=1e-5, atol=1e-5)
+    # and the adapter is on again afterwards, and differs
+    assert (policy(whole_batch(rows)).logprobs_bT - ref_logprobs).abs().max() > 0.01
+
+
+def test_a_new_policy_is_its_reference_and_values_everything_at_zero() -> None:
+    policy, batch = Policy(make_model().requires_grad_(False).eval()), whole_batch(make_rows())
+    output = policy(batch)
+    assert torch.equal(output.logprobs_bT, policy.ref_logprobs(batch))
+    assert not output.values_bT.any()
+
+
+def test_the_padding_id_changes_no_bit_even_when_it_is_the_eos() -> None:
+    policy, rows = make_policy(), make_rows()
+    rows[0] = Row([7, EOS_ID, 4], [EOS_ID, 9, EOS_ID], [0.0] * 3)
+    plain = policy(micro_batch(rows, range(len(rows)), pad_id=0))
+    for pad_id in (EOS_ID, 33):
+        other = policy(micro_batch(rows, range(len(rows)), pad_id=pad_id))
+        assert all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
+
+
+def test_longer_neighbours_change_nothing() -> None:
+    policy, rows = make_policy(), make_rows()
+    longer = Row([3] * 20, [4] * 30, [0.0] * 30)
+    alone = policy(micro_batch(rows, [2])).logprobs_bT[0]
+    beside = policy(micro_batch([*rows, longer], [len(rows), 2])).logprobs_bT[1]
+    torch.testing.assert_close(beside[: len(alone)], alone, rtol=1e-5, atol=1e-5)
+    assert not beside[len(alone) :].any()
+
+
+def test_temperature_divides_the_logits_of_policy_and_reference() -> None:
+    rows = make_rows(1)
+    cold, warm = make_policy(temperature=1.0), make_policy(temperature=2.0)
+    ids = torch.tensor([[*rows[0].prompt_ids, *rows[0].completion_ids]])
+    logits = cold.model(input_ids=ids).logits[0, len(rows[0].prompt_ids) - 1 : -1]
+    expected = (logits / 2).log_softmax(-1).gather(1, torch.tensor(rows[0].completion_ids)[:, None])[:, 0]
+    torch.testing.assert_close(warm(whole_batch(rows)).logprobs_bT[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+def test_gradients_of_chunked_logprobs_equal_autograd_on_full_logits(chunk: int) -> None:
+    torch.manual_seed(0)
+    head = torch.nn.Linear(6, 11, bias=False, dtype=torch.float64)
+    hidden = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(11, (7,))
+    upstream = torch.randn(2, 7)  # float32, as the function's results
+
+    distribution = torch.distributions.Categorical(logits=head(hidden) / 1.7)
+    expected = torch.stack([distribution.log_prob(targets), distribution.entropy()])
+    gradients = torch.autograd.grad((expected * upstream).sum(), [hidden, head.weight])
+
+    ours = torch.stack(chunked_logprobs(hidden, targets, head, temperature=1.7, chunk=chunk))
+    our_gradients = torch.autograd.grad((ours * upstream).sum(), [hidden, head.weight])
+    torch.testing.assert_close(ours, expected.float())
+    for ours_one, expected_one in zip(our_gradients, gradients, strict=True):
+        torch.testing.assert_close(ours_one, expected_one, rtol=1e-5, atol=1e-6)
+
+
+def test_backward_never_holds_logits_of_more_than_a_chunk() -> None:
+    head, hidden = torch.nn.Linear(6, 50, bias=False), torch.randn(40, 6, requires_grad=True)
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+        chunked_logprobs(hidden, torch.zeros(40, dtype=torch.long), head, chunk=4)
+    assert sum(saved) < 40 * 50  # autograd on full logits keeps several tensors of 40 x 50
+    assert max(saved) <= 4 * 50
+
+
+def test_without_entropy_gradient_the_entropy_is_the_same_number_and_a_constant() -> None:
+    policy, batch = make_policy(), whole_batch(make_rows())
+    with_gradient, without = policy(batch, with_entropy_gradient=True), policy(batch)
+    assert torch.equal(with_gradient.entropy_bT, without.entropy_bT)
+    assert with_gradient.entropy_bT.requires_grad
+    assert not without.entropy_bT.requires_grad
+
+
+def test_only_adapter_and_value_head_learn_and_critic_only_leaves_the_adapter_alone() -> None:
+    policy, batch = make_policy(), whole_batch(make_rows())
+    output = policy(batch)
+    (output.logprobs_bT.sum() + output.values_bT.sum()).backward()
+    learning = {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.any()}
+    assert learning == {n for n, p in policy.named_parameters() if "lora_" in n or n.startswith("value_head")}
+    policy.zero_grad(set_to_none=True)
+    policy.values(batch).sum().backward()
+    assert {n for n, p in policy.named_parameters() if p.grad is not None} == {
+        "value_head.weight",
+        "value_head.bias",
+    }
+
+
+def test_activation_checkpointing_changes_neither_outputs_nor_gradients() -> None:
+    batch = whole_batch(make_rows())
+    gradients = []
+    for on in (False, True):
+        policy = make_policy(activation_checkpointing=on)
+        with policy.updating():
+            policy(batch).logprobs_bT.sum().backward()
+        gradients.append([p.grad for p in policy.adapter_parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_an_architecture_that_changes_its_logits_after_the_head_is_refused() -> None:
+    model = make_model().requires_grad_(False)
+    forward = model.forward
+
+    def capped(*args: object, **kwargs: object) -> object:
+        output = forward(*args, **kwargs)
+        output.logits = 5 * torch.tanh(output.logits / 5)
+        return output
+
+    model.forward = capped
+    with pytest.raises(CheckpointError, match="after the output layer"):
+        Policy(model)

@@ -1,0 +1,139 @@
+"""Questions of a step, seeds, the forms of a group on the wire and on disk."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from looper_schemas.records import Problem, RolloutRecord, Trajectory
+from looper_schemas.scoring import ArmReward, FailedQuestion, QuestionError, ScoredQuestion, Scores
+from looper_trainer.errors import DataError
+from looper_trainer.ppo.rollout import (
+    Group,
+    arm_rewards,
+    completion_seed,
+    pass_rates,
+    questions_of_step,
+    solvable,
+    to_question,
+    to_record,
+    to_rows,
+)
+from looper_trainer.sampling.base import Completion
+
+
+def make_problems(count: int) -> list[Problem]:
+    return [Problem(id=f"p{i}", question=f"question {i}", answer=str(i)) for i in range(count)]
+
+
+GROUP = Group(
+    make_problems(8)[7],
+    [5, 6],
+    [
+        Completion("7 it is. #### 7", (9, 8, 1), (-0.1, -0.2, -0.3), "stop"),
+        Completion("", (4,), (-2.0,), "length"),
+    ],
+    [11, 12],
+)
+SCORED = ScoredQuestion(
+    id="p7",
+    reward=0.25,
+    degenerate=False,
+    scores=Scores(s_end=0.0, s_path=0.5, s_cf=None, s_wm=0.15),
+    arms=(ArmReward(id="1", reward=-0.5), ArmReward(id="0", reward=1.0)),
+)
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_each_pass_takes_every_full_batch_once_and_never_a_question_twice_in_a_step(
+    n: int, batch: int, seed: int
+) -> None:
+    problems = make_problems(n)
+    if n < batch:
+        with pytest.raises(DataError, match="fewer than batch_size"):
+            questions_of_step(problems, 1, batch, seed)
+        return
+    per_pass = n // batch
+    for first in (1, per_pass + 1):
+        taken = [
+            p.id
+            for step in range(first, first + per_pass)
+            for p in questions_of_step(problems, step, batch, seed)
+        ]
+        assert len(taken) == per_pass * batch
+        assert max(Counter(taken).values()) == 1
+
+
+def test_a_repeated_step_takes_the_same_questions_and_other_seeds_take_others() -> None:
+    problems = make_problems(50)
+    assert questions_of_step(problems, 3, 8, 0) == questions_of_step(problems, 3, 8, 0)
+    assert questions_of_step(problems, 3, 8, 0) != questions_of_step(problems, 3, 8, 1)
+    assert questions_of_step(problems, 3, 8, 0) != questions_of_step(problems, 3 + 6, 8, 0)
+
+
+def test_completion_seeds_differ_in_every_coordinate_and_fit_a_signed_64_bit_integer() -> None:
+    seeds = {completion_seed(s, t, q, k) for s in (0, 1) for t in (1, 2) for q in ("a", "b") for k in (0, 1)}
+    assert len(seeds) == 16
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    # printf 0/1/a/0 | b2sum -l 64
+    assert completion_seed(0, 1, "a", 0) == 0x2BCD00B2820CDA5D >> 1
+
+
+def test_a_group_goes_to_the_service_with_its_text_gold_answer_and_lengths() -> None:
+    question = to_question(GROUP)
+    assert (question.id, question.question, question.gold_answer) == ("p7", "question 7", "7")
+    assert [(arm.id, arm.full_text, arm.tokens_out, arm.finish_reason) for arm in question.arms] == [
+        ("0", "7 it is. #### 7", 3, "stop"),
+        ("1", "", 1, "length"),
+    ]
+
+
+def test_rewards_are_matched_by_arm_id_not_by_position() -> None:
+    assert arm_rewards(GROUP, SCORED) == [1.0, -0.5]
+
+
+def test_an_unscored_question_has_no_rewards_rather_than_zeros() -> None:
+    failed = FailedQuestion(id="p7", error=QuestionError(code="scorer_timeout", retryable=True))
+    assert arm_rewards(GROUP, failed) == [None, None]
+    record = to_record(GROUP, failed, "run@3", "scorer-1", "arm_gated")
+    assert [t.reward for t in record.trajectories] == [None, None]
+
+
+def test_a_record_keeps_rewards_as_received_with_seeds_versions_and_scores() -> None:
+    record = to_record(GROUP, SCORED, "run@3", "scorer-1", "arm_gated")
+    assert [(t.reward, t.seed, t.final_answer, t.tokens_out) for t in record.trajectories] == [
+        (1.0, 11, "7", 3),
+        (-0.5, 12, None, 1),
+    ]
+    assert (record.policy, record.scorer_id, record.reward_mode) == ("run@3", "scorer-1", "arm_gated")
+    assert record.scores == SCORED.scores
+
+
+def test_rows_carry_the_prompt_with_each_completion() -> None:
+    assert [(list(r.prompt_ids), list(r.completion_ids)) for r in to_rows([GROUP])] == [
+        ([5, 6], [9, 8, 1]),
+        ([5, 6], [4]),
+    ]
+
+
+def make_rollout(i: int, outputs: list[str]) -> RolloutRecord:
+    trajectories = tuple(Trajectory(output=o, final_answer=None, reward=None) for o in outputs)
+    return RolloutRecord(
+        id=f"p{i}", question="q", gold_answer=str(i), trajectories=trajectories, policy="sft"
+    )
+
+
+def test_the_filter_keeps_questions_that_are_solved_sometimes() -> None:
+    rollouts = [
+        make_rollout(0, ["#### 0", "#### 0"]),
+        make_rollout(1, ["#### 1", "#### 5"]),
+        make_rollout(2, ["#### 9", "no idea"]),
+    ]
+    assert pass_rates(rollouts) == {"p0": 1.0, "p1": 0.5, "p2": 0.0}
+    assert [problem.id for problem in solvable(make_problems(5), rollouts)] == ["p1"]
+    with pytest.raises(DataError, match="pass rate"):
+        solvable(make_problems(1), rollouts)
