@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 QUESTIONS = (
     (
-        "A baker packs 6 boxes with 4 rolls each. She sells half of the rolls for $3 apiece and gives the rest "
-        "away. How many dollars does she take in?",
+        "A baker packs 6 boxes with 4 rolls each. She sells half of the rolls for $3 apiece and gives "
+        "the rest away. How many dollars does she take in?",
         "36",
     ),
     (
-        "A hose fills 15 litres a minute into a tank that holds 240 litres and is a quarter full. After how many "
-        "minutes is the tank full?",
+        "A hose fills 15 litres a minute into a tank that holds 240 litres and is a quarter full. After "
+        "how many minutes is the tank full?",
         "12",
     ),
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demonstration; 0 when every question was scored, 2 with one line on stderr when it cannot run."""
+    """Exit status: 0 when every question was scored, 2 (one line on stderr) when it cannot run."""
     parser = argparse.ArgumentParser(prog="python -m regime_w.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="folder or hub name of a causal language model")
     parser.add_argument("--question", help="a question of your own, in place of the two built in")
@@ -100,7 +100,7 @@ def load_generator(name: str) -> tuple[Any, Any]:
 
 
 def prompt_ids(tokenizer: Any, spec: ArmSpec, question: str) -> torch.Tensor:
-    """Token ids (1, T) of the arm's prompt: the tokenizer's chat template where it has one, else plain text."""
+    """Token ids (1, T) of the arm's prompt, by the tokenizer's chat template where it has one."""
     system, user = spec.system_prompt, spec.user_prompt(question)
     if tokenizer.chat_template:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
@@ -114,9 +114,10 @@ def prompt_ids(tokenizer: Any, spec: ArmSpec, question: str) -> torch.Tensor:
 def generate(
     model: Any, tokenizer: Any, spec: ArmSpec, question: str, max_new_tokens: int
 ) -> tuple[str, int]:
-    """One completion of the arm, sampled with its own temperature, top_p and seed, and its length in tokens."""
+    """One completion, sampled with the arm's temperature, top_p and seed, and its length in tokens."""
     import torch
 
+    fill = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     ids_1T = prompt_ids(tokenizer, spec, question).to(model.device)
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(spec.seed)
@@ -128,9 +129,7 @@ def generate(
             top_p=spec.top_p,
             top_k=0,
             max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id
-            if tokenizer.pad_token_id is not None
-            else tokenizer.eos_token_id,
+            pad_token_id=fill,
         )
     completion = output_1T[0, ids_1T.shape[1] :]
     return tokenizer.decode(completion, skip_special_tokens=True), len(completion)

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from regime_w.arms import COUNTERFACTUAL_CLOSE, COUNTERFACTUAL_OPEN
 
+MAX_CHARS = 100_000  # of a text, normalised; what stands beyond is not read
 MAX_SIDE_TOKENS = 64  # a longer side is no equation
 MAX_UNIT_WORDS = 4  # words that may follow a number within a side
 MAX_DIGITS = 30  # of one number
@@ -144,7 +145,7 @@ def _outside_counterfactuals(text: str) -> str:
 def _normalise(text: str) -> str:
     # NFKC alone would read 2½ as 21/2 and 5² as 52.
     text = _VULGAR.sub(lambda m: " " + m.group(), text).translate(_SUPERSCRIPTS)
-    text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
+    text = unicodedata.normalize("NFKC", text).translate(_SIGNS)[:MAX_CHARS]
     if "\\" in text:
         text = _LATEX_WRAPPER.sub(r" \1 ", text.replace("{,}", ","))
         text = _SIMPLE_FRAC.sub(r"((\1)/(\2))", text)

@@ -64,6 +64,6 @@ class RegimeWSettings(Frozen):
     copies_threshold: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.9
     judge: Literal["equations"] = "equations"
     embedding_model: Annotated[str, Field(min_length=1)] = "sentence-transformers/all-MiniLM-L6-v2"
-    embedding_backend: Literal["float32", "packed-bf16"] = "float32"
+    embedding_backend: Literal["auto", "float32", "packed-bf16"] = "auto"
     embedding_device: str = "cpu"
     embedding_cache_entries: Annotated[int, Field(ge=0)] = 20_000

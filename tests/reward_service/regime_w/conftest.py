@@ -1,0 +1,35 @@
+"""Real models and real solutions for the tests that need them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regime_w.embedding import TransformerEmbedder
+
+MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.fixture(scope="session")
+def float32_embedder() -> TransformerEmbedder:
+    return TransformerEmbedder(MODEL, backend="float32")
+
+
+@pytest.fixture(scope="session")
+def packed_embedder() -> TransformerEmbedder:
+    return TransformerEmbedder(MODEL, backend="packed-bf16")
+
+
+@pytest.fixture(scope="session")
+def real_questions() -> list[dict[str, Any]]:
+    """657 questions with 4 labelled solutions each; see `LOOPER_DATA`."""
+    beside_the_repository = Path(__file__).parents[4] / "shared" / "data"
+    folder = Path(os.environ.get("LOOPER_DATA", beside_the_repository))
+    path = folder / "model_solutions" / "half.jsonl"
+    if not path.is_file():
+        pytest.skip("no model_solutions/half.jsonl: set LOOPER_DATA to the folder that holds model_solutions")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
