@@ -1,0 +1,156 @@
+"""`looper-eval run | compare | report | card`. A failure that the user can mend is one line and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from looper_eval.settings import PRESETS
+from looper_trainer.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0, or 2 after a failure that the user can mend."""
+    options = _parser().parse_args(argv)
+    try:
+        options.command(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from looper_eval.dataset import load_dataset
+    from looper_eval.models import parse_models
+    from looper_eval.run import RunOptions, run
+    from looper_eval.settings import Shot, resolve_settings
+
+    if options.batch_size < 1:
+        raise UserError(f"--batch-size is {options.batch_size}; ask at least one question at a time")
+    shots = None
+    if options.few_shot:
+        examples = load_dataset(options.few_shot, options.shots).questions
+        shots = tuple(
+            Shot(question=one.question, solution=one.solution, answer=one.answer) for one in examples
+        )
+    settings = resolve_settings(
+        options.preset,
+        template=options.template,
+        chat=options.chat,
+        system=options.system,
+        shots=shots,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed,
+        dtype=options.dtype,
+    )
+    console = Console()
+    run_options = RunOptions(
+        models=parse_models(options.model),
+        dataset=options.dataset,
+        out=options.out,
+        settings=settings,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        device=options.device,
+    )
+    _print(run(run_options, console))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from looper_eval.summary import compare
+
+    _print(compare(options.folder, options.grader))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from looper_eval.report import write_report
+
+    print(write_report(options.folder))
+
+
+def _card(options: argparse.Namespace) -> None:
+    from looper_eval.card import write_card
+
+    print(write_card(options.folder, options.name, options.baseline, options.out))
+
+
+def _print(summary: object) -> None:
+    from rich.console import Console
+
+    from looper_eval.summary import Summary
+    from looper_eval.tables import rich_tables
+
+    assert isinstance(summary, Summary)
+    # A pipe has no width of its own, and a narrow default would cut the cells.
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    for table in rich_tables(summary):
+        console.print(table)
+    if summary.unfinished:
+        console.print(f"not finished, left out: {', '.join(summary.unfinished)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="looper-eval", description="Paired evaluation on grade-school mathematics."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="ask models every question, grade, compare")
+    run.set_defaults(command=_run)
+    run.add_argument(
+        "--model", action="append", default=[], metavar="NAME=PLACE",
+        help="a checkpoint folder, a hub name, or URL#MODEL of an OpenAI-compatible endpoint; repeat for each model",
+    )  # fmt: skip
+    run.add_argument("--dataset", required=True, help="JSONL file or hub name, e.g. madrylab/gsm8k-platinum")
+    run.add_argument("--out", type=Path, required=True, help="folder of results; the same command resumes it")
+    run.add_argument("--preset", default="looper", help=f"how to ask: {', '.join(PRESETS)} (default: looper)")
+    run.add_argument("--limit", type=int, help="ask the first N questions only")
+    run.add_argument("--batch-size", type=int, default=32, help="questions asked together (default: 32)")
+    run.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    run.add_argument("--dtype", help="auto, float32, bfloat16 or float16")
+    run.add_argument("--max-new-tokens", type=int, help="token limit of an answer")
+    run.add_argument("--temperature", type=float, help="0 is greedy decoding")
+    run.add_argument("--top-p", type=float)
+    run.add_argument("--seed", type=int, help="for temperatures above 0")
+    run.add_argument("--chat", action="store_true", default=None, help="use the model's chat template")
+    run.add_argument("--system", help="system prompt (with --chat)")
+    run.add_argument("--template", help="prompt with {q} in the place of the question")
+    run.add_argument(
+        "--few-shot", metavar="FILE", help="JSONL of worked examples to put before each question"
+    )
+    run.add_argument("--shots", type=int, default=8, help="how many of them (default: 8)")
+
+    compare = commands.add_parser("compare", help="recompute summary.json from the records")
+    compare.set_defaults(command=_compare)
+    compare.add_argument("folder", type=Path)
+    compare.add_argument(
+        "--grader", default="robust", help="robust, platinum, lm-eval-strict or lm-eval-flexible"
+    )
+
+    report = commands.add_parser("report", help="write report.html, report.md and report.json")
+    report.set_defaults(command=_report)
+    report.add_argument("folder", type=Path)
+
+    card = commands.add_parser("card", help="write a model card")
+    card.set_defaults(command=_card)
+    card.add_argument("folder", type=Path)
+    card.add_argument("--name", required=True, metavar="MODEL", help="the model that the card is about")
+    card.add_argument(
+        "--baseline", metavar="MODEL", help="what it is compared with (default: the one before it)"
+    )
+    card.add_argument("--out", type=Path, help="file (default: <folder>/card-<model>.md)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

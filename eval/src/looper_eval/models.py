@@ -1,0 +1,125 @@
+"""Which model is meant by `NAME=PLACE`, and an identity that changes when its weights do.
+
+A folder that was trained again keeps its path, so the path says nothing about whose answers were recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from looper_trainer.errors import UserError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# Names of the files that a run writes beside <name>.jsonl.
+RESERVED = frozenset({"questions", "summary", "run", "report", "card"})
+_WHOLE_FILE_BYTES = 64 * 2**20
+_PROBE_BYTES = 2**16
+_PROBES = 64
+_IDENTITY_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+# Files beside a checkpoint that do not change what the model answers.
+_NOT_THE_MODEL = frozenset(
+    {"trainer_state.json", "metrics.json", "eval_results.json", "training_args.bin", "optimizer.bin"}
+)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model under the name it has in tables: a checkpoint folder, a hub name, or `URL#MODEL`."""
+
+    name: str
+    place: str
+
+    @property
+    def is_endpoint(self) -> bool:
+        """Whether the model answers over HTTP."""
+        return self.place.startswith(("http://", "https://"))
+
+
+def parse_models(texts: list[str]) -> list[ModelSpec]:
+    """Models from `NAME=PLACE` texts, in order.
+
+    Raises:
+        UserError: no model, a text of another shape, or a name that repeats or cannot name a file.
+    """
+    if not texts:
+        raise UserError("no model to evaluate; give at least one --model NAME=PATH")
+    specs: list[ModelSpec] = []
+    for text in texts:
+        name, equals, place = text.partition("=")
+        if not equals or not place:
+            raise UserError(f"--model {text}: write NAME=PATH, for example --model sft=checkpoints/sft")
+        if not _NAME.fullmatch(name) or name in RESERVED:
+            raise UserError(
+                f"--model {text}: {name!r} cannot name a model; use letters, digits, '.', '_' and '-'"
+            )
+        if any(spec.name == name for spec in specs):
+            raise UserError(f"--model {name}: the name is used twice; give each model its own")
+        specs.append(ModelSpec(name, place))
+    return specs
+
+
+def identify(spec: ModelSpec) -> str:
+    """What tells this model's answers from another's, without loading it.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if spec.is_endpoint:
+        return f"endpoint:{spec.place}"
+    folder = Path(spec.place)
+    if folder.is_dir():
+        return f"folder:{_folder_digest(folder)}"
+    if folder.exists() or spec.place.count("/") != 1 or spec.place.startswith((".", "/", "~")):
+        raise UserError(
+            f"model {spec.name}: {spec.place} is no folder; name a checkpoint folder or a hub model"
+        )
+    return f"hub:{spec.place}@{_hub_commit(spec)}"
+
+
+def _folder_digest(folder: Path) -> str:
+    """Digest over the files that make the model; of large ones, size and 64 evenly spaced blocks."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: holds no config.json, so it is no model checkpoint; name its folder")
+    files = {
+        file
+        for pattern in _IDENTITY_FILES
+        for file in folder.glob(pattern)
+        if file.name not in _NOT_THE_MODEL
+    }
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(json.dumps([file.name, file.stat().st_size]).encode())
+        digest.update(_file_digest(file))
+    return digest.hexdigest()
+
+
+def _file_digest(file: Path) -> bytes:
+    digest, size = hashlib.sha256(), file.stat().st_size
+    with file.open("rb") as data:
+        if size <= _WHOLE_FILE_BYTES:
+            return hashlib.file_digest(data, "sha256").digest()
+        for probe in range(_PROBES):
+            data.seek((size - _PROBE_BYTES) * probe // (_PROBES - 1), os.SEEK_SET)
+            digest.update(data.read(_PROBE_BYTES))
+    return digest.digest()
+
+
+def _hub_commit(spec: ModelSpec) -> str:
+    try:
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(spec.place, "config.json")).parent.name
+    except ImportError:
+        raise UserError(
+            f"model {spec.name}: {spec.place} is no folder; install 'looper-eval[local]' for the hub"
+        ) from None
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise UserError(
+            f"model {spec.name}: {spec.place} is no folder here, and the hub does not give it ({reason})"
+        ) from None

@@ -1,0 +1,150 @@
+"""The summary as text: cells shared by the terminal, Markdown and HTML, so that they cannot disagree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.table import Table
+
+from looper_eval.summary import ModelSummary, PairSummary, Share, Summary
+
+MODEL_COLUMNS = (
+    "model",
+    "accuracy",
+    "95% interval",
+    "correct",
+    "wrong",
+    "unparsed",
+    "truncated",
+    "platinum rule",
+    "tokens",
+)
+PAIR_COLUMNS = ("comparison", "difference", "SE", "95% interval", "fixed", "broken", "McNemar p", "Holm p")
+
+
+class BreakdownTable(NamedTuple):
+    """One breakdown as cells."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def model_cells(one: ModelSummary) -> tuple[str, ...]:
+    """One model's row under `MODEL_COLUMNS`."""
+    return (
+        one.name,
+        f"{100 * one.accuracy:.2f}%",
+        interval_text(one),
+        f"{one.correct}/{one.n}",
+        str(one.wrong),
+        str(one.unparsed),
+        str(one.truncated),
+        f"{100 * one.graders['platinum'].accuracy:.2f}%",
+        "" if one.tokens_mean is None else f"{one.tokens_mean:.0f}",
+    )
+
+
+def pair_cells(one: PairSummary) -> tuple[str, ...]:
+    """One comparison's row under `PAIR_COLUMNS`; differences are in percentage points."""
+    low, high = one.interval
+    return (
+        f"{one.b} - {one.a}",
+        f"{100 * one.difference:+.2f}",
+        f"{100 * one.se:.2f}",
+        f"[{100 * low:+.2f}, {100 * high:+.2f}]",
+        str(one.table.only_b),
+        str(one.table.only_a),
+        p_text(one.p),
+        p_text(one.p_holm),
+    )
+
+
+def interval_text(one: Share) -> str:
+    """A share's interval in percent."""
+    return f"[{100 * one.interval[0]:.1f}, {100 * one.interval[1]:.1f}]"
+
+
+def p_text(p: float) -> str:
+    """A p-value with two significant digits."""
+    return f"{p:.2g}" if p >= 1e-4 else f"{p:.0e}"
+
+
+def dataset_name(summary: Summary) -> str:
+    """The dataset as readers elsewhere know it: a hub name, or a file's name without its folder."""
+    return Path(summary.dataset).name if summary.dataset.endswith((".jsonl", ".json")) else summary.dataset
+
+
+def sentence(summary: Summary, a: str, b: str) -> str:
+    """What the records say of b against a, and no more."""
+    pair = next(one for one in summary.pairs if (one.a, one.b) == (a, b))
+    points, low, high = (100 * value for value in (pair.difference, *pair.interval))
+    figures = (
+        f"{points:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}, exact McNemar p = {p_text(pair.p)}, "
+        f"{p_text(pair.p_holm)} after Holm's correction, n = {summary.n}"
+    )
+    if pair.p_holm < 1 - summary.confidence:
+        return f"{b} answers {'more' if points > 0 else 'fewer'} questions correctly than {a} ({figures})."
+    smallest = 100 * pair.minimum_detectable_difference
+    return (
+        f"{b} and {a} cannot be told apart on these questions ({figures}); "
+        f"a true difference below {smallest:.1f} points would often be missed."
+    )
+
+
+def rich_tables(summary: Summary) -> list[Table]:
+    """The terminal's tables: models, then comparisons where there are any."""
+    models = Table(title=f"{dataset_name(summary)}: {summary.n} questions, graded by {summary.grader}")
+    for index, column in enumerate(MODEL_COLUMNS):
+        models.add_column(column, justify="left" if index == 0 else "right")
+    for one in summary.models:
+        models.add_row(*model_cells(one))
+    if not summary.pairs:
+        return [models]
+    pairs = Table(title="paired differences in percentage points")
+    for index, column in enumerate(PAIR_COLUMNS):
+        pairs.add_column(column, justify="left" if index == 0 else "right")
+    for pair in summary.pairs:
+        pairs.add_row(*pair_cells(pair))
+    return [models, pairs]
+
+
+def markdown(summary: Summary) -> str:
+    """The summary as Markdown."""
+    parts = [
+        f"# Evaluation on {dataset_name(summary)}",
+        f"{summary.n} questions, one call each, graded by `{summary.grader}`; intervals are Wilson's at "
+        f"{summary.confidence:.0%}. Unparsed and truncated answers count as wrong.",
+        markdown_table(MODEL_COLUMNS, [model_cells(one) for one in summary.models]),
+    ]
+    if summary.pairs:
+        parts += [
+            "## Paired differences",
+            "Percentage points, question by question; `fixed` and `broken` count the questions that changed. "
+            "p is exact McNemar's, and Holm's correction covers all comparisons here.",
+            markdown_table(PAIR_COLUMNS, [pair_cells(one) for one in summary.pairs]),
+        ]
+    for name in summary.breakdowns:
+        table = breakdown_table(summary, name)
+        parts += [f"## By {name}", markdown_table(table.columns, table.rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def breakdown_table(summary: Summary, name: str) -> BreakdownTable:
+    """Accuracy with interval of each model at each level of the breakdown `name`."""
+    rows = [
+        (
+            row.level,
+            str(row.n),
+            *(f"{100 * one.accuracy:.1f}% {interval_text(one)}" for one in row.models.values()),
+        )
+        for row in summary.breakdowns[name]
+    ]
+    return BreakdownTable(name, (name, "n", *(one.name for one in summary.models)), rows)
+
+
+def markdown_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Cells as a Markdown table, first column left, others right."""
+    lines = [columns, ("---",) + ("---:",) * (len(columns) - 1), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
