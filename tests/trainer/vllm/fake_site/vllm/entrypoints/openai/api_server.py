@@ -1,0 +1,220 @@
+"""A server that speaks vLLM's HTTP dialect without a model, for tests of the sampler.
+
+In a test's process: `FakeVLLM()`. As a process: with this `fake_site` on PYTHONPATH, the sampler's own
+command line (`python -m vllm.entrypoints.openai.api_server ...`) starts it.
+
+A completion is a function of (adapter bytes, prompt, seed), written out in `completion`, which tests use as
+their oracle. An adapter's bytes are read when it is loaded, as vLLM does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+EOS = 2
+
+
+def completion(weights: str, prompt: list[int], seed: int | None, max_tokens: int) -> dict:
+    """What the fake samples: ids, logprobs, finish reason, text."""
+    text = f"{weights}|{','.join(map(str, prompt))}|{seed}"
+    digest = hashlib.sha256(text.encode()).digest()
+    length = 1 + digest[0] % 7
+    ids = [3 + byte for byte in digest[1 : 1 + length]]
+    if length < max_tokens:
+        ids, finish = [*ids, EOS], "stop"
+    else:
+        ids, finish = ids[:max_tokens], "length"
+    return {"ids": ids, "logprobs": [-token / 100 for token in ids], "finish": finish, "text": text}
+
+
+class FakeVLLM:
+    """The server and its knobs.
+
+    faults: consumed one by completion request: an HTTP status, or "drop", "short", "nan", "ids", "model",
+        "prompt", "abort", "json".
+    delay: seconds that a prompt's completions take, by its first token.
+    """
+
+    def __init__(self, port: int = 0, model: str = "base", processed: bool = True, lora: bool = True) -> None:
+        self.model, self.processed, self.lora = model, processed, lora
+        self.adapters: dict[str, str] = {}
+        self.requests: list[dict] = []
+        self.log: list[tuple[str, str]] = []  # (load|unload, adapter name)
+        self.faults: list[int | str] = []
+        self.always: int | str | None = None
+        self.delay: dict[int, float] = {}
+        self.in_flight = self.most_in_flight = 0
+        self.lock = threading.Lock()
+        fake = self
+
+        class Handler(_Handler):
+            server_state = fake
+
+        self.http = _Server(("127.0.0.1", port), Handler)
+        self.port = self.http.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> FakeVLLM:
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+
+    def sampled(self) -> list[dict]:
+        """The completion requests of callers, without the sampler's one-token check of the server."""
+        return [request for request in self.requests if request["top_p"] > 1e-3]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # the default of 5 makes the kernel drop connections of a full pool
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_state: FakeVLLM
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        fake = self.server_state
+        if self.path == "/health":
+            return self._send(200, {})
+        cards = [{"id": fake.model, "parent": None}]
+        cards += [{"id": name, "parent": fake.model} for name in fake.adapters]
+        return self._send(200, {"data": cards})
+
+    def do_POST(self) -> None:
+        fake = self.server_state
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/v1/completions":
+            with fake.lock:
+                fake.in_flight += 1
+                fake.most_in_flight = max(fake.most_in_flight, fake.in_flight)
+            try:
+                return self._complete(body)
+            finally:
+                with fake.lock:
+                    fake.in_flight -= 1
+        if not fake.lora:
+            return self._send(404, {"detail": "Not Found"})
+        name = body["lora_name"]
+        if self.path == "/v1/load_lora_adapter":
+            weights = (Path(body["lora_path"]) / "adapter_model.safetensors").read_text()
+            if weights == "misfit":
+                return self._error(500, "the adapter's shapes do not fit")
+            if name in fake.adapters:
+                return self._error(400, "has already been loaded")
+            fake.adapters[name] = weights
+        elif fake.adapters.pop(name, None) is None:
+            return self._error(404, "cannot be found")
+        fake.log.append((self.path.split("/")[-1].split("_")[0], name))
+        return self._send(200, {})
+
+    def _complete(self, body: dict) -> None:
+        fake = self.server_state
+        fake.requests.append(body)
+        probe = body["top_p"] < 1e-3
+        with fake.lock:
+            fault = fake.always if fake.always is not None else None
+            if fault is None and fake.faults and not probe:
+                fault = fake.faults.pop(0)
+        if not probe:
+            time.sleep(fake.delay.get(body["prompt"][0], 0.0))
+            _die_if_told()
+        if isinstance(fault, int):
+            return self._error(fault, "planted\n failure")
+        if fault == "drop":
+            self.close_connection = True
+            return None
+        if body["model"] != fake.model and body["model"] not in fake.adapters:
+            return self._error(404, f"The model `{body['model']}` does not exist.")
+        if body["temperature"] == 0 and body["n"] > 1:
+            return self._error(400, "n must be 1 when using greedy sampling")
+        weights = fake.adapters.get(body["model"], "base")
+        choices = []
+        for j in range(body["n"]):
+            seed = None if body.get("seed") is None else body["seed"] + j
+            made = completion(weights, body["prompt"], seed, body["max_tokens"])
+            logprobs = [0.0 if fake.processed else -0.7] if probe else made["logprobs"]
+            choices.append(
+                {
+                    "index": j,
+                    "text": made["text"],
+                    "token_ids": made["ids"],
+                    "prompt_token_ids": body["prompt"],
+                    "finish_reason": made["finish"],
+                    "logprobs": {"token_logprobs": logprobs},
+                }
+            )
+        reply = {"model": body["model"], "choices": choices[::-1]}
+        if fault == "short":
+            choices.pop()
+            reply["choices"] = choices
+        elif fault == "nan":
+            choices[0]["logprobs"]["token_logprobs"][0] = float("nan")
+        elif fault == "ids":
+            choices[0]["token_ids"] = choices[0]["token_ids"][1:]
+        elif fault == "model":
+            reply["model"] = "another"
+        elif fault == "prompt":
+            choices[0]["prompt_token_ids"] = [0, *body["prompt"]]
+        elif fault == "abort":
+            choices[0]["finish_reason"] = "abort"
+        elif fault == "json":
+            return self._raw(200, b"<html>proxy</html>")
+        return self._send(200, reply)
+
+    def _error(self, status: int, message: str) -> None:
+        self._send(status, {"error": {"message": message, "type": "x", "code": status}})
+
+    def _send(self, status: int, body: dict) -> None:
+        self._raw(status, json.dumps(body).encode())
+
+    def _raw(self, status: int, data: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def _die_if_told() -> None:
+    """FAKE_VLLM_DIE names a file: while it exists, it is removed and the server dies in mid-request."""
+    flag = Path(os.environ.get("FAKE_VLLM_DIE", "/nonexistent"))
+    try:
+        flag.unlink()
+    except FileNotFoundError:
+        return
+    os._exit(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--model", required=True)
+    args, rest = parser.parse_known_args()
+    if args.model == "broken":
+        raise ValueError("Error: no such model: broken")
+    helper = subprocess.Popen(["sleep", "300"])  # vLLM's engine is a process of its own
+    print("fake vllm", os.getpid(), "helper", helper.pid, rest, flush=True)
+    assert args.host == "127.0.0.1"
+    assert os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+    fake = FakeVLLM(args.port, model=args.model, processed="processed_logprobs" in rest)
+    fake.delay = {int(k): v for k, v in json.loads(os.environ.get("FAKE_VLLM_DELAY", "{}")).items()}
+    fake.http.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
