@@ -1,4 +1,4 @@
-"""Four graders of one completion: the official GSM8K-Platinum rule, ours, and the two of lm-evaluation-harness.
+"""Four graders of one completion: GSM8K-Platinum's official rule, ours, and the two of lm-evaluation-harness.
 
 The first and the last two reproduce published rules with their published failures, so that our figures can be
 compared with other people's; `robust_match` is the one to believe. A completion without a readable answer is
@@ -7,31 +7,39 @@ wrong under each of them.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 
 from looper_schemas.answers import answers_match
 
-_BOXED = "\\boxed{"
-_OFFICIAL_NUMBER = re.compile(r"-?[0-9.]*[0-9]")
+# A box, or a \\text in it, whose content has no brace and no command: `\\boxed{57{,}500}` is not seen.
+_OFFICIAL_BOX = re.compile(r"\\boxed\{(?:\\text\{)?([^\\{}]+)\}")
+# The first match of `-?[0-9.]*[0-9]`, plus full stops: that pattern itself is quadratic in a run of full stops.
+_OFFICIAL_NUMBER = re.compile(r"(?:-|(?<![0-9.]))\.*[0-9][0-9.]*")
+_OFFICIAL_ZEROS = re.compile(r"\.0+$")
 _STRICT = re.compile(r"#### (-?[0-9.,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-_LM_EVAL_IGNORED = re.compile(r",|\$|(?s:.*)#### |\.$")
+_DELETED = str.maketrans("", "", "*#")
 
 Grader = Callable[[str, str], bool]
 
 
 def platinum_match(text: str, gold: str) -> bool:
-    """GSM8K-Platinum's official rule, applied to prediction and gold alike.
+    """GSM8K-Platinum's official rule (MadryLab/platinum-benchmarks, `src/utils.py`, strategy "math").
 
-    The answer is the text after the last `answer: ` (in any case), else the content of the first `\\boxed{}`,
-    else the last line. `*`, `#` and `,` are deleted, the first match of `-?[0-9.]*[0-9]` is taken, a final `.0` is
-    stripped, and the two are compared as floats. So `Answer: 10 - 3 = 7` reads 10, `-$5` reads 5, `1/2` reads 1
-    and integers above 2**53 collide.
+    The answer is what follows the last `answer: ` in any case, or the first \\boxed{} in it; without an
+    `answer:` the first \\boxed{} of the text; without either the last line. `*`, `#` and `,` are deleted, the
+    first match of `-?[0-9.]*[0-9]` is taken, a final `.0` is stripped, and it is compared with the gold as a
+    float. A text that this cannot parse is wrong. So `Answer: 10 - 3 = 7` reads 10, `-$5` reads 5, `1/2` reads 1,
+    `Answer:7` reads the first number of the whole text, and integers above 2**53 collide.
+
+    `gold` is a bare number; commas and the solution before a `####` are removed from it.
     """
-    predicted, expected = _official_number(text), _official_number(gold)
-    return predicted is not None and predicted == expected
+    predicted = _official_number(text)
+    try:
+        return predicted is not None and predicted == float(_bare_gold(gold))
+    except ValueError:
+        return False
 
 
 def robust_match(text: str, gold: str) -> bool:
@@ -40,17 +48,15 @@ def robust_match(text: str, gold: str) -> bool:
 
 
 def lm_eval_strict(text: str, gold: str) -> bool:
-    """lm-evaluation-harness `strict-match` for gsm8k: the first `#### n`, compared as a string."""
+    """lm-evaluation-harness `strict-match` for gsm8k: the first `#### n` as a string (18.00 is not 18)."""
     found = _STRICT.search(text)
     return found is not None and _lm_eval_form(found[1]) == _lm_eval_form(gold)
 
 
 def lm_eval_flexible(text: str, gold: str) -> bool:
-    """lm-evaluation-harness `flexible-extract` for gsm8k: the last thing that looks like a number, as a string."""
-    found = None
-    for found in _FLEXIBLE.finditer(text):
-        pass
-    return found is not None and _lm_eval_form(found[0].strip()) == _lm_eval_form(gold)
+    """lm-evaluation-harness `flexible-extract` for gsm8k: the last run of digits, as a string."""
+    numbers = [found[0] for found in _FLEXIBLE.finditer(text)]
+    return bool(numbers) and _lm_eval_form(numbers[-1]) == _lm_eval_form(gold)
 
 
 GRADERS: dict[str, Grader] = {
@@ -62,36 +68,32 @@ GRADERS: dict[str, Grader] = {
 
 
 def _official_number(text: str) -> float | None:
-    span = _official_span(text).replace("*", "").replace("#", "").replace(",", "")
-    found = _OFFICIAL_NUMBER.search(span)
+    found = _OFFICIAL_NUMBER.search(_official_span(text))
     if found is None:
         return None
     try:
-        value = float(found[0].removesuffix(".0"))
+        return float(_OFFICIAL_ZEROS.sub("", found[0].rstrip(".")))
     except ValueError:  # such as 1.2.3
         return None
-    return value if math.isfinite(value) else None
 
 
 def _official_span(text: str) -> str:
-    at = text.lower().rfind("answer: ")
-    if at >= 0:
-        return text[at + len("answer: ") :]
-    at = text.find(_BOXED)
-    if at >= 0:
-        return _braced(text, at + len(_BOXED))
-    return text.strip().rsplit("\n", 1)[-1]
+    labelled = "answer:" in text.lower().replace("*", "")
+    searched = text.lower().rsplit("answer: ", 1)[-1] if labelled else text
+    boxed = _OFFICIAL_BOX.search(searched)
+    if boxed:
+        span = boxed[1]
+    elif labelled:
+        span = text
+    else:
+        span = text.strip("\n").rsplit("\n", 1)[-1]
+    return span.translate(_DELETED).lower().rsplit("answer: ", 1)[-1].replace(",", "")
 
 
-def _braced(text: str, start: int) -> str:
-    """The text from `start` to the brace that closes the one before it."""
-    depth = 1
-    for at in range(start, len(text)):
-        depth += (text[at] == "{") - (text[at] == "}")
-        if depth == 0:
-            return text[start:at]
-    return text[start:]
+def _bare_gold(gold: str) -> str:
+    return gold.rpartition("####")[2].replace(",", "").strip()
 
 
 def _lm_eval_form(answer: str) -> str:
-    return _LM_EVAL_IGNORED.sub("", answer).strip().lower()
+    """What lm-eval compares: no commas or dollars, nothing up to the last `#### `, no final full stop."""
+    return answer.replace(",", "").replace("$", "").rpartition("#### ")[2].removesuffix(".").lower()

@@ -161,7 +161,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """The unbiased estimate that at least one of k samples is right: 1 - C(n - c, k) / C(n, k) (arXiv:2107.03374).
+    """Unbiased chance that one of k samples is right: 1 - C(n - c, k) / C(n, k) (arXiv:2107.03374).
 
     Raises:
         ValueError: not 1 <= k <= samples, or not 0 <= correct <= samples.
@@ -177,8 +177,8 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable]) -> ClusteredMean:
     """The mean of `values` and its cluster-robust standard error; `clusters[i]` names the group of value i.
 
-    With residuals r and G groups: sqrt(G / (G - 1) * sum over groups of (sum of r)^2) / n. Groups of one give the
-    ordinary standard error of the mean.
+    With residuals r and G groups: sqrt(G / (G - 1) * sum over groups of (sum of r)^2) / n. Groups of one give
+    the ordinary standard error of the mean.
 
     Raises:
         ValueError: the sequences differ in length, or there are fewer than two groups.
