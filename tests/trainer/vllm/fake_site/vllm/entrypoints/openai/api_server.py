@@ -10,9 +10,11 @@ their oracle. An adapter's bytes are read when it is loaded, as vLLM does.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import threading
 import time
@@ -78,6 +80,21 @@ class FakeVLLM:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128  # the default of 5 makes the kernel drop connections of a full pool
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.connections: list[socket.socket] = []
+
+    def process_request(self, request: socket.socket, address: object) -> None:
+        self.connections.append(request)
+        super().process_request(request, address)
+
+    def server_close(self) -> None:
+        """Like a process that ends: connections that idle are cut too."""
+        super().server_close()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
