@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 from looper_schemas.answers import answers_match
 
-# A box, or a \\text in it, whose content has no brace and no command: `\\boxed{57{,}500}` is not seen.
+# A box, or a \text in it, without braces and commands inside: `\boxed{57{,}500}` is not seen.
 _OFFICIAL_BOX = re.compile(r"\\boxed\{(?:\\text\{)?([^\\{}]+)\}")
-# The first match of `-?[0-9.]*[0-9]`, plus full stops: that pattern itself is quadratic in a run of full stops.
+# Like `-?[0-9.]*[0-9]`, with full stops that follow: that pattern is quadratic in a run of full stops.
 _OFFICIAL_NUMBER = re.compile(r"(?:-|(?<![0-9.]))\.*[0-9][0-9.]*")
 _OFFICIAL_ZEROS = re.compile(r"\.0+$")
 _STRICT = re.compile(r"#### (-?[0-9.,]+)")
@@ -30,8 +30,8 @@ def platinum_match(text: str, gold: str) -> bool:
     The answer is what follows the last `answer: ` in any case, or the first \\boxed{} in it; without an
     `answer:` the first \\boxed{} of the text; without either the last line. `*`, `#` and `,` are deleted, the
     first match of `-?[0-9.]*[0-9]` is taken, a final `.0` is stripped, and it is compared with the gold as a
-    float. A text that this cannot parse is wrong. So `Answer: 10 - 3 = 7` reads 10, `-$5` reads 5, `1/2` reads 1,
-    `Answer:7` reads the first number of the whole text, and integers above 2**53 collide.
+    float. A text that this cannot parse is wrong. So `Answer: 10 - 3 = 7` reads 10, `-$5` reads 5, `1/2`
+    reads 1, `Answer:7` reads the first number of the whole text, and integers above 2**53 collide.
 
     `gold` is a bare number; commas and the solution before a `####` are removed from it.
     """

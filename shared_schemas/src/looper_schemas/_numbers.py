@@ -38,7 +38,7 @@ def digits_of(value: int) -> str:
 
 
 def decimal(literal: str) -> Fraction | None:
-    """The value of an unsigned decimal such as `57,500`, `.5`, `1.50` or `2e-3`; None when malformed or too long."""
+    """An unsigned decimal such as `57,500`, `.5`, `1.50` or `2e-3`; None when malformed or too long."""
     mantissa, _, exponent = literal.replace("E", "e").partition("e")
     whole, _, fraction = mantissa.partition(".")
     if "," in whole:
@@ -52,13 +52,13 @@ def decimal(literal: str) -> Fraction | None:
 
 
 def scaled(value: Fraction, exponent: str) -> Fraction | None:
-    """`value` times ten to the power of the signed digits `exponent`; None when that is absurdly large or small."""
+    """`value` times ten to the signed digits `exponent`; None when absurdly large or small."""
     power = power_of(Fraction(10), exponent)
     return None if power is None else value * power
 
 
 def power_of(base: Fraction, exponent: str) -> Fraction | None:
-    """`base` to the signed digits `exponent`, exactly; None when the result is undefined or too long to write."""
+    """`base` to the signed digits `exponent`; None when undefined or too long to write."""
     digits = exponent.lstrip("+-").lstrip("0")
     if len(digits) > 5:
         return None
@@ -72,7 +72,7 @@ def power_of(base: Fraction, exponent: str) -> Fraction | None:
 
 
 def canonical(value: Fraction) -> str | None:
-    """The one way to write `value`: `-3`, `57500`, or a fraction in lowest terms, `7/2`. None when too long."""
+    """The one way to write `value`: `-3`, or in lowest terms `7/2`. None when too long."""
     if max(value.numerator.bit_length(), value.denominator.bit_length()) > 4 * MAX_ANSWER_CHARS:
         return None
     text = digits_of(value.numerator)

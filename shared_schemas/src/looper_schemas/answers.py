@@ -18,7 +18,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from looper_schemas._numbers import MAX_ANSWER_CHARS, canonical
-from looper_schemas._reading import Reading, read
+from looper_schemas._reading import read
 
 __all__ = ["MAX_ANSWER_CHARS", "answers_match", "extract_answer", "normalise_answer", "split_final_answer"]
 
@@ -36,8 +36,8 @@ _MARKER = re.compile(
     (?P<hash> \#{{4,}} )
   | (?P<box> \\f?box(?:ed)?(?![a-zA-Z]) )
   | (?P<tag> <answer> )
-  | (?P<label> \b(?: answers? | ans | final\ result ) \b {_DRESS}{{0,9}} (?: \([^()\n]{{0,80}}\) {_DRESS}{{0,9}} )?
-               (?: : | = | -> | => | → | -\s ) )
+  | (?P<label> \b(?: answers? | ans | final\ result ) \b {_DRESS}{{0,9}}
+               (?: \([^()\n]{{0,80}}\) {_DRESS}{{0,9}} )? (?: : | = | -> | => | → | -\s ) )
   | (?P<heading> ^{_DRESS}{{0,9}} (?: final\ )? answer {_DRESS}{{0,9}} $ )
   | (?P<prose> \banswers?\b [^.:=?!\n]{{0,80}}? \b(?: is | are | was | equals | be | becomes | comes\ to )\b
                (?! n['’]t ) (?! {_DRESS}{{0,4}} not\b ) )
@@ -56,8 +56,8 @@ _CONCLUSION = re.compile(
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?=\s)")
-# Reading costs microseconds a character, so one statement and all statements of a text have a budget. The longest
-# answer fits into one statement with a separator after every third digit.
+# Reading costs microseconds a character, so one statement and all statements of a text have a budget. The
+# longest answer fits into one statement with a separator after every third digit.
 _STATEMENT_CHARS = 2 * MAX_ANSWER_CHARS
 _TEXT_CHARS = 2 * _STATEMENT_CHARS
 
@@ -77,9 +77,9 @@ class _Statement(NamedTuple):
 def extract_answer(text: str) -> str | None:
     """The final answer that `text` states, normalised, or None when it states none.
 
-    Normalised means: an integer in plain digits (`-3`, `57500`), else a fraction in lowest terms (`7/2`), so that
-    two answers are equal as numbers exactly when they are equal as strings. Extracting from a normalised
-    answer gives it back.
+    Normalised means: an integer in plain digits (`-3`, `57500`), else a fraction in lowest terms (`7/2`), so
+    that two answers are equal as numbers exactly when they are equal as strings. Extracting from a
+    normalised answer gives it back.
     """
     found = _final_statement(_fold(text))
     return None if found is None or found.value is None else canonical(found.value)
@@ -91,7 +91,7 @@ def normalise_answer(answer: str) -> str | None:
 
 
 def answers_match(prediction_text: str, gold: str) -> bool:
-    """Whether `prediction_text` states exactly the number that `gold` is (`72`, `1,000`, `-5`, `$5.00`, `0.5`)."""
+    """Whether `prediction_text` states exactly the number `gold` (`72`, `1,000`, `-5`, `$5.00`, `0.5`)."""
     predicted = extract_answer(prediction_text)
     return predicted is not None and predicted == extract_answer(gold)
 
@@ -108,7 +108,9 @@ def split_final_answer(text: str) -> tuple[str, str | None]:
         return _THINK_TAG.sub("", text).strip(), None
     spans = [(final.start, final.end)]
     if final.value is not None:
-        spans += [(s.start, s.end) for s in _statements(folded, _spoken_from(folded)) if s.value == final.value]
+        spans += [
+            (s.start, s.end) for s in _statements(folded, _spoken_from(folded)) if s.value == final.value
+        ]
     kept: list[str] = []
     position = 0
     for start, end in sorted(_whole_sentence(folded, span) for span in spans):

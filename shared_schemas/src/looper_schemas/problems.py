@@ -61,7 +61,7 @@ PROBLEMS: dict[ProblemCode, ProblemKind] = {
     ProblemCode.REQUEST_IN_FLIGHT: ProblemKind(409, "The same request is still being answered.", True),
     ProblemCode.REQUEST_TOO_LARGE: ProblemKind(413, "The request exceeds the limits in /v1/info.", False),
     ProblemCode.UNSUPPORTED_MEDIA_TYPE: ProblemKind(415, "Send application/json.", False),
-    ProblemCode.IDEMPOTENCY_MISMATCH: ProblemKind(422, "The idempotency key was used with another body.", False),
+    ProblemCode.IDEMPOTENCY_MISMATCH: ProblemKind(422, "The idempotency key has another body.", False),
     ProblemCode.RATE_LIMITED: ProblemKind(429, "Too many requests; retry later.", True),
     ProblemCode.BUDGET_EXHAUSTED: ProblemKind(403, "The budget of this API key is used up.", False),
     ProblemCode.HEADERS_TOO_LARGE: ProblemKind(431, "The request headers are too large.", False),
@@ -100,5 +100,10 @@ class Problem(BaseModel):
     @property
     def code(self) -> ProblemCode | None:
         """The code named by `type`, or None when another server wrote this problem."""
-        name = self.type.removeprefix(PROBLEM_TYPE_PREFIX)
-        return ProblemCode(name) if name in ProblemCode else None
+        prefix, separator, name = self.type.rpartition(PROBLEM_TYPE_PREFIX)
+        if prefix or not separator:
+            return None
+        try:
+            return ProblemCode(name)
+        except ValueError:
+            return None

@@ -57,7 +57,7 @@ class RolloutRecord(Record):
 
 
 class EvalRecord(Record):
-    """One model's answer to one evaluation question. An unparsed answer is wrong, and recorded as unparsed."""
+    """One model's answer to one evaluation question. An unparsed answer is wrong, and recorded as None."""
 
     id: str
     question: str
@@ -102,7 +102,8 @@ def _parse_lines(path: Path, kind: type[RecordT]) -> Iterator[RecordT]:
             except ValidationError as error:
                 first = error.errors(include_url=False, include_input=False)[0]
                 where = ".".join(str(part) for part in first["loc"]) or "line"
-                raise RecordError(f"{path}:{number}: {where}: {first['msg']}; mend or remove this line") from None
+                message = f"{path}:{number}: {where}: {first['msg']}; mend or remove this line"
+                raise RecordError(message) from None
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:

@@ -1,0 +1,171 @@
+"""Joins the tokens of tidied text into exact quantities: `-$5`, `3 1/2`, `1.5 x 10^6`, `5 million`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
+
+from looper_schemas._numbers import decimal, power_of, scaled
+
+_TOKEN = re.compile(
+    r"""
+    (?P<number> [0-9]+ (?:[.,:][0-9]+)* (?:[eE][+-]?[0-9]+(?![\w]))?
+              | (?<![0-9])\.[0-9]+ (?:[eE][+-]?[0-9]+(?![\w]))? )
+  | (?P<currency> [$€£¥₹¢]|(?:US|CA|AU|HK|Rs|RM|USD|EUR|GBP|INR)(?=\s?[$0-9]) )
+  | (?P<percent> [%°] )
+  | (?P<symbol> [π√∞∅±] )
+  | (?P<word> [^\W\d_]+ (?:['’-][^\W\d_]+)* [0-9]* )
+  | (?P<equals> [=≈→] )
+  | (?P<operator> [-+×/÷^] )
+  | (?P<open> [(\[] ) | (?P<close> [)\]] )
+  | (?P<separator> [,;|&] )
+  | (?P<stop> [.!?]+(?=\s|$) | \n )
+  | (?P<other> \S )
+    """,
+    re.VERBOSE,
+)
+_MAGNITUDES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SMALL_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen"
+)
+_TENS_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_WORD_VALUES = {word: value for value, word in enumerate(_SMALL_WORDS.split())}
+_WORD_VALUES |= {word: 10 * tens for tens, word in enumerate(_TENS_WORDS.split(), start=2)}
+
+
+class _Token(NamedTuple):
+    kind: str
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A token, or several joined into a `quantity` (value set) or an `unreadable` number such as 3:30."""
+
+    kind: str
+    text: str = ""
+    value: Fraction | None = None
+    priced: bool = False
+
+
+def parse(text: str) -> list[Item]:
+    """Joins signs, currencies, fractions, powers, percents and magnitudes into quantities."""
+    tokens = [_Token(str(m.lastgroup), m[0], m.start(), m.end()) for m in _TOKEN.finditer(text)]
+    items: list[Item] = []
+    position = 0
+    while position < len(tokens):
+        token = tokens[position]
+        if token.kind == "number" or _starts_signed(tokens, position, items):
+            item, position = _quantity(tokens, position)
+            items.append(item)
+            continue
+        position += 1
+        if token.kind == "word":
+            items.append(Item("word", token.text.lower()))
+        elif token.kind not in ("currency", "percent", "other"):
+            items.append(Item(token.kind, token.text))
+    if not any(item.kind in ("quantity", "unreadable") for item in items):
+        items = list(_spelled(items))
+    return items
+
+
+def _starts_signed(tokens: list[_Token], position: int, items: list[Item]) -> bool:
+    """Whether a sign or currency at `position` begins a number, such as `-$5`, `$-5` or `- 5`."""
+    if tokens[position].kind not in ("currency", "operator") or tokens[position].text in ("×", "/", "÷", "^"):
+        return False
+    signs, ahead = 0, position
+    while ahead < len(tokens) and ahead - position < 4 and tokens[ahead].kind != "number":
+        if tokens[ahead].kind == "operator" and tokens[ahead].text in "+-":
+            signs += 1
+        elif tokens[ahead].kind != "currency":
+            return False
+        ahead += 1
+    if ahead == len(tokens) or tokens[ahead].kind != "number" or signs > 1:
+        return False
+    if not signs:
+        return True
+    if items and items[-1].kind in ("quantity", "unreadable", "close", "symbol"):
+        return False  # a subtraction
+    glued = all(tokens[at].end == tokens[at + 1].start for at in range(position, ahead))
+    return glued or not any(item.kind == "quantity" for item in items) or items[-1].kind in ("equals", "open")
+
+
+def _quantity(tokens: list[_Token], position: int) -> tuple[Item, int]:
+    """The quantity whose sign, currency or first digit is at `position`, and the position after it."""
+    negative = priced = False
+    while tokens[position].kind != "number":
+        negative |= tokens[position].text == "-"
+        priced |= tokens[position].kind == "currency"
+        position += 1
+    value = decimal(tokens[position].text)
+    position += 1
+    texts = [token.text for token in tokens[position : position + 4]]
+    kinds = [token.kind for token in tokens[position : position + 4]]
+    if texts[:1] == ["/"] and kinds[1:2] == ["number"]:  # 7/2
+        value = _ratio(value, decimal(texts[1]))
+        position += 2
+    elif texts[:1] == ["and"] and kinds[1:4:2] == ["number", "number"] and texts[2] == "/":  # 3 and 1/2
+        value = _mixed(value, decimal(texts[1]), decimal(texts[3]))
+        position += 4
+    elif kinds[:1] == ["number"] and texts[1:2] == ["/"] and kinds[2:3] == ["number"]:  # 3 1/2
+        value = _mixed(value, decimal(texts[0]), decimal(texts[2]))
+        position += 3
+    elif texts[:1] == ["^"]:
+        exponent, position = _exponent(tokens, position + 1)
+        value = None if value is None or exponent is None else power_of(value, exponent)
+    elif texts[:1] in (["×"], ["x"], ["X"]) and texts[1:3] == ["10", "^"]:  # 1.5 x 10^6
+        exponent, position = _exponent(tokens, position + 3)
+        value = None if value is None or exponent is None else scaled(value, exponent)
+    if position < len(tokens) and tokens[position].text.lower() in _MAGNITUDES and value is not None:
+        value *= 10 ** _MAGNITUDES[tokens[position].text.lower()]
+        position += 1
+    if position < len(tokens) and tokens[position].text in ("¢", "€", "£", "$", "¥", "₹"):
+        priced = True
+    if value is None:
+        return Item("unreadable"), position
+    return Item("quantity", value=-value if negative else value, priced=priced), position
+
+
+def _exponent(tokens: list[_Token], position: int) -> tuple[str | None, int]:
+    sign = ""
+    while position < len(tokens) and tokens[position].text in ("+", "-", "("):
+        sign = tokens[position].text.strip("(") or sign
+        position += 1
+    if position == len(tokens) or not tokens[position].text.isdecimal():
+        return None, position
+    return sign + tokens[position].text, position + 1
+
+
+def _ratio(above: Fraction | None, below: Fraction | None) -> Fraction | None:
+    return above / below if above is not None and below else None
+
+
+def _mixed(whole: Fraction | None, above: Fraction | None, below: Fraction | None) -> Fraction | None:
+    part = _ratio(above, below)
+    if whole is None or part is None or whole.denominator != 1 or part >= 1:
+        return None
+    return whole + part
+
+
+def _spelled(items: list[Item]) -> Iterator[Item]:
+    """`items` with number words (zero to ninety-nine, with magnitudes) as quantities."""
+    value: Fraction | None = None
+    for item in items:
+        parts = item.text.split("-") if item.kind == "word" else []
+        if parts and all(part in _WORD_VALUES for part in parts) and len(parts) <= 2:
+            value = (value or Fraction(0)) + sum(_WORD_VALUES[part] for part in parts)
+        elif value is not None and item.text in _MAGNITUDES:
+            value *= 10 ** _MAGNITUDES[item.text]
+        else:
+            if value is not None:
+                yield Item("quantity", value=value)
+                value = None
+            yield item
+    if value is not None:
+        yield Item("quantity", value=value)
