@@ -73,12 +73,13 @@ class Scorer:
         self.scorer_id = _scorer_id(self.settings, self._embedder.identity, self._judge.identity)
 
     def score(self, questions: Sequence[Question], mode: RewardMode) -> list[ScoredQuestion | FailedQuestion]:
-        """One result a question, in order, with all components. Never raises for what a question holds."""
+        """One result a question, in order, with all components. Never raises for what a question holds.
+
+        Question ids may repeat, so that a caller can score several requests together.
+        """
         parsed = [self._parse(question) for question in questions]
-        vectors = self._embed([p for p in parsed if isinstance(p, _Parsed)])
-        return [
-            self._score_one(p, vectors[p.question.id], mode) if isinstance(p, _Parsed) else p for p in parsed
-        ]
+        vectors = iter(self._embed([p for p in parsed if isinstance(p, _Parsed)]))
+        return [self._score_one(p, next(vectors), mode) if isinstance(p, _Parsed) else p for p in parsed]
 
     def reward_range(self, mode: RewardMode) -> RewardRange:
         """The interval of every reward in `mode`, without the length penalty."""
@@ -96,18 +97,17 @@ class Scorer:
         )
         return _Parsed(question, arms, correct)
 
-    def _embed(self, parsed: Sequence[_Parsed]) -> dict[str, Vectors | None]:
-        """The (n, d) vectors of each question by id; None where the embedder failed."""
+    def _embed(self, parsed: Sequence[_Parsed]) -> list[Vectors | None]:
+        """The (n, d) vectors of each question, in order; None where the embedder failed."""
+        if not parsed:
+            return []
         try:
             rows = self._embedder.embed([arm.reasoning for p in parsed for arm in p.arms])
         except Exception as error:
             # The kind of error only: its message might quote a text.
             logger.error("embedding %d questions together failed: %s", len(parsed), type(error).__name__)
-            if len(parsed) == 1:
-                return {parsed[0].question.id: None}
-            return {p.question.id: self._embed([p])[p.question.id] for p in parsed}
-        ends = np.cumsum([len(p.arms) for p in parsed])[:-1]
-        return {p.question.id: part for p, part in zip(parsed, np.split(rows, ends), strict=True)}
+            return [None] if len(parsed) == 1 else [part for p in parsed for part in self._embed([p])]
+        return list(np.split(rows, np.cumsum([len(p.arms) for p in parsed])[:-1]))
 
     def _score_one(
         self, parsed: _Parsed, vectors: Vectors | None, mode: RewardMode

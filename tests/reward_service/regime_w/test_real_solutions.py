@@ -1,0 +1,94 @@
+"""Scores of 657 real questions with four labelled solutions each, against published labels and references.
+
+The references come from another implementation. It cut texts at the model's window, read equations inside
+calculator annotations only, and left the final-answer line in place for some embeddings; s_end and
+correctness have one definition and must be equal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from looper_schemas.scoring import Arm, Question, RewardMode, ScoredQuestion
+from regime_w.embedding import TransformerEmbedder, Vectors
+from regime_w.scorer import Scorer
+
+
+class NoEmbedder:
+    identity = "none"
+
+    def embed(self, texts: list[str]) -> Vectors:
+        return np.zeros((len(texts), 2), dtype=np.float32)
+
+
+def as_questions(rows: list[dict[str, Any]]) -> list[Question]:
+    """An arm whose answer is null has none: it is sent with empty text."""
+    return [
+        Question(
+            id=row["qid"],
+            question=row["question"],
+            gold_answer=row["gold"],
+            arms=tuple(
+                Arm(id=arm["name"], full_text=arm["text"] if arm["answer"] is not None else "")
+                for arm in row["arms"]
+            ),
+        )
+        for row in rows
+    ]
+
+
+def score(rows: list[dict[str, Any]], scorer: Scorer) -> list[ScoredQuestion]:
+    results = scorer.score(as_questions(rows), RewardMode.ARM_GATED)
+    assert all(isinstance(result, ScoredQuestion) for result in results)
+    return results  # type: ignore[return-value]
+
+
+def test_s_end_and_correctness_equal_the_references_on_every_question(
+    real_questions: list[dict[str, Any]],
+) -> None:
+    results = score(real_questions, Scorer(embedder=NoEmbedder()))
+    assert len(results) == 657
+    for row, result in zip(real_questions, results, strict=True):
+        assert result.scores is not None
+        assert result.scores.s_end == pytest.approx(row["ref"]["s_end"], abs=1e-6)
+        assert result.correct_flags == tuple(arm["correct"] for arm in row["arms"])
+
+
+def test_s_cf_equals_the_reference_where_only_annotations_hold_equations(
+    real_questions: list[dict[str, Any]],
+) -> None:
+    results = score(real_questions, Scorer(embedder=NoEmbedder()))
+    ours = np.array([result.scores.s_cf for result in results if result.scores is not None])
+    reference = np.array([row["ref"]["s_cf_f1"] for row in real_questions])
+    assert spearmanr(ours, reference).statistic > 0.98
+    assert np.mean(np.abs(ours - reference) < 1e-5) > 0.85
+
+
+@pytest.mark.slow
+def test_s_path_is_near_the_reference(
+    real_questions: list[dict[str, Any]], float32_embedder: TransformerEmbedder
+) -> None:
+    rows = real_questions[:100]
+    complete = [row for row in rows if all(arm["answer"] is not None for arm in row["arms"])]
+    results = score(complete, Scorer(embedder=float32_embedder))
+    ours = np.array([result.scores.s_path for result in results if result.scores is not None])
+    reference = np.array([row["ref"]["s_path_raw_minilm"] for row in complete])
+    assert np.abs(ours - reference).max() < 0.06
+    assert spearmanr(ours, reference).statistic > 0.95
+
+
+@pytest.mark.slow
+def test_the_packed_backend_scores_like_float32(
+    real_questions: list[dict[str, Any]],
+    float32_embedder: TransformerEmbedder,
+    packed_embedder: TransformerEmbedder,
+) -> None:
+    rows = real_questions[:100]
+    exact = [r.scores.s_path for r in score(rows, Scorer(embedder=float32_embedder)) if r.scores]
+    packed = [r.scores.s_path for r in score(rows, Scorer(embedder=packed_embedder)) if r.scores]
+    assert np.abs(np.array(exact, dtype=float) - np.array(packed, dtype=float)).max() < 1.5e-3
+    assert spearmanr(exact, packed).statistic > 0.998
