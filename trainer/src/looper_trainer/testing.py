@@ -9,8 +9,10 @@ Nothing here resembles how a real service makes its rewards.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import hmac
+import socket
 import sys
 import threading
 import time
@@ -130,7 +132,7 @@ class FakeRewardServer:
         self._replies: dict[str, tuple[str, bytes]] = {}
         self._lock = threading.Lock()
         self._port = port
-        self._http: ThreadingHTTPServer | None = None
+        self._http: _Server | None = None
 
     @property
     def url(self) -> str:
@@ -154,10 +156,11 @@ class FakeRewardServer:
         threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self) -> None:
-        """Close the port."""
+        """Close the port and every connection, as a process that ends does."""
         if self._http is not None:
             self._http.shutdown()
             self._http.server_close()
+            self._http.hang_up()
             self._http = None
 
     def info(self) -> ServiceInfo:
@@ -266,6 +269,25 @@ def _uniform(seed: int, *parts: str) -> float:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
+
+    def __init__(self, *arguments: Any) -> None:
+        self.connections: set[socket.socket] = set()
+        super().__init__(*arguments)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        self.connections.add(connection)
+        return connection, address
+
+    def shutdown_request(self, request: Any) -> None:
+        self.connections.discard(request)
+        super().shutdown_request(request)
+
+    def hang_up(self) -> None:
+        """Break what keep-alive would leave open."""
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is no news."""
