@@ -168,7 +168,8 @@ class Guard:
         state = scope["state"]
         state["code"] = error.code.value
         response = problem_response(error, state["request_id"])
-        if not await exchange.drain(self._settings.max_body_bytes, self._settings.receive_deadline_s):
+        late = error.code is ProblemCode.REQUEST_TIMEOUT  # its time has been spent already
+        if late or not await exchange.drain(self._settings.max_body_bytes, self._settings.receive_deadline_s):
             response.headers["connection"] = "close"
         await response(scope, exchange.receive, exchange.send)
 

@@ -13,6 +13,7 @@ from reward_service.app import create_app
 from reward_service.auth import CREATE_COMMAND, KeyRing
 from reward_service.errors import StartError
 from reward_service.logs import configure_logging
+from reward_service.protocol import protocol_for
 from reward_service.settings import Settings
 
 
@@ -25,7 +26,10 @@ class _Server(uvicorn.Server):
         self._url = url
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # another process began to listen between our bind and now
+            raise _cannot_listen(self._url, error) from None
         if self._app.state.service.readiness.ready:
             print(f"ready {self._url}", flush=True)
         else:
@@ -52,8 +56,9 @@ def serve(settings: Settings) -> None:
         app = create_app(settings)
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=protocol_for(settings),
             ws="none",
+            loop="asyncio",
             lifespan="on",
             log_config=None,
             access_log=False,
@@ -79,8 +84,11 @@ def _bind(settings: Settings) -> socket.socket:
         listener.bind((settings.host, settings.port))
     except OSError as error:
         listener.close()
-        raise StartError(
-            f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); "
-            "stop what uses it or choose another --port"
-        ) from None
+        raise _cannot_listen(f"{settings.host}:{settings.port}", error) from None
     return listener
+
+
+def _cannot_listen(where: str, error: OSError) -> StartError:
+    return StartError(
+        f"cannot listen on {where} ({error.strerror}); stop what uses it or choose another --port"
+    )

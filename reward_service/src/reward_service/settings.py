@@ -40,6 +40,7 @@ class Settings(BaseModel):
 
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 2**20
     max_header_bytes: Annotated[int, Field(ge=1024, le=2**20)] = 2**14
+    max_connections: Annotated[int, Field(ge=1)] = 900  # below the usual limit of 1,024 open files
     max_questions: Annotated[int, Field(ge=1, le=MAX_QUESTIONS)] = 256
     max_arms: Annotated[int, Field(ge=1, le=MAX_ARMS)] = 64
     max_text_chars: Annotated[int, Field(ge=1, le=MAX_TEXT_CHARS)] = 200_000

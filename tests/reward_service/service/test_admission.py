@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+
+from reward_service.admission import Admission
+from reward_service.errors import ProblemError
+
+
+def admission(seconds_per_arm: float = 0.1) -> Admission:
+    return Admission(max_bytes=100, max_arms=10, seconds_per_arm=lambda: seconds_per_arm)
+
+
+def test_room_is_given_back_also_after_an_error() -> None:
+    inside = admission()
+    with pytest.raises(ValueError, match="x"), inside.body(60), inside.scoring(6):
+        assert (inside.bytes, inside.arms) == (60, 6)
+        raise ValueError("x")
+    assert (inside.bytes, inside.arms) == (0, 0)
+
+
+def test_bounds_are_exact() -> None:
+    inside = admission()
+    with inside.body(60), inside.body(40), pytest.raises(ProblemError, match="overloaded"), inside.body(1):
+        pass
+    with (
+        inside.scoring(6),
+        inside.scoring(4),
+        pytest.raises(ProblemError, match="overloaded"),
+        inside.scoring(1),
+    ):
+        pass
+
+
+def test_one_request_is_always_let_in() -> None:
+    inside = admission()
+    with inside.body(1000), inside.scoring(1000):
+        assert inside.arms == 1000
+
+
+@pytest.mark.parametrize(("seconds_per_arm", "expected"), [(0.0001, 1.0), (0.5, 2.5), (100.0, 30.0)])
+def test_retry_after_is_half_of_the_work_that_waits_within_bounds(
+    seconds_per_arm: float, expected: float
+) -> None:
+    inside = admission(seconds_per_arm)
+    with inside.scoring(10), pytest.raises(ProblemError) as caught, inside.scoring(1):
+        pass
+    assert caught.value.retry_after_s == pytest.approx(expected)

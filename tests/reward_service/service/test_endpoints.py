@@ -1,0 +1,457 @@
+"""`POST /v1/score` and `GET /v1/info`: the wire contract, seen from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import pytest
+
+from looper_schemas.scoring import FailedQuestion, ScoredQuestion, ScoreResponse, ServiceInfo
+from reward_service.auth import Scope
+
+pytestmark = pytest.mark.anyio
+
+
+def code_of(reply: Any) -> str:
+    return str(reply.json()["type"]).removeprefix("urn:looper:problem:")
+
+
+def question(name: str, *texts: str, gold: str | None = "8", prompt: str = "3 + 5?") -> dict[str, Any]:
+    arms = [{"id": f"{name}-{i}", "full_text": text} for i, text in enumerate(texts)]
+    return {"id": name, "question": prompt, "gold_answer": gold, "arms": arms}
+
+
+# --- a scored request ----------------------------------------------------------------------------------
+
+
+async def test_a_reply_holds_what_the_engine_said_keyed_by_id(open_service: Any, message: Any) -> None:
+    async with open_service() as live:
+        sent = message(question("q1", "3 + 5 = 8\n#### 8", "5 + 3 = 8\n#### 8", "#### 9"), question("q2"))
+        reply = ScoreResponse.model_validate_json((await live.score(sent)).content)
+        assert reply.scorer_id == "fake-1"
+        first, second = reply.results
+        assert isinstance(first, ScoredQuestion)
+        assert isinstance(second, ScoredQuestion)
+        assert (first.id, second.id) == ("q1", "q2")
+        # By hand: one of three pairs agrees; 1 + .001 * 16 characters for a right arm, -.5 + .001 * 6 else.
+        assert first.scores is not None
+        assert first.scores.s_end == pytest.approx(1 / 3)
+        assert first.correct_flags == (True, True, False)
+        rewards = {arm.id: arm.reward for arm in first.arms}
+        assert rewards == pytest.approx({"q1-0": 1.016, "q1-1": 1.016, "q1-2": -0.494})
+        assert second.arms == ()
+
+
+async def test_disclosure_reward_shows_no_component_name_or_value(open_service: Any, message: Any) -> None:
+    async with open_service() as live:
+        only_reward = live.new_key(Scope.SCORE_REWARD)
+        reply = await live.score(message(disclosure="reward"), key=only_reward)
+        result = reply.json()["results"][0]
+        assert set(result) == {"id", "status", "reward", "degenerate", "arms"}
+        for name in ("s_end", "s_path", "s_cf", "s_wm", "scores", "correct", "0.333"):
+            assert name not in reply.text
+            assert name not in str(reply.headers)
+        assert ScoreResponse.model_validate_json(reply.content).results[0].id == "q1"
+        shown = (await live.score(message())).json()["results"][0]
+        assert {name: shown[name] for name in result} == result, "disclosure changes no reward"
+
+
+async def test_components_without_their_scope_are_forbidden_and_never_downgraded(
+    open_service: Any, message: Any
+) -> None:
+    async with open_service() as live:
+        reply = await live.score(message(), key=live.new_key(Scope.SCORE_REWARD))
+        assert (reply.status_code, code_of(reply)) == (403, "forbidden")
+        assert live.engine.batches == []
+        assert (await live.score(message(), key=live.new_key(Scope.SCORE_COMPONENTS))).status_code == 200
+
+
+async def test_another_scorer_is_a_conflict(open_service: Any, message: Any) -> None:
+    async with open_service() as live:
+        reply = await live.score(message(scorer_id="fake-0"))
+        assert (reply.status_code, code_of(reply)) == (409, "scorer_mismatch")
+        assert (await live.score(message(scorer_id="fake-1"))).status_code == 200
+
+
+async def test_the_same_request_gives_the_same_bytes_alone_and_in_a_crowd(
+    open_service: Any, message: Any
+) -> None:
+    async with open_service() as live:
+        alone = (await live.score(message())).content
+        others = [message(question("q1", f"{i}\n#### {i}", gold=str(i % 2))) for i in range(8)]
+        crowd = await asyncio.gather(*(live.score(m) for m in [*others, message(), *others]))
+        assert crowd[8].content == alone
+        # Each of the others has its own answer although all use the id q1.
+        for i, reply in enumerate(crowd[:8]):
+            assert reply.json()["results"][0]["correct_flags"] == [i == i % 2]
+        assert any(len(batch) > 1 for batch in live.engine.batches), "no batch was shared"
+
+
+async def test_digest_and_request_id_name_the_request_and_hide_it(open_service: Any, message: Any) -> None:
+    async with open_service() as live:
+        one = (await live.score(message())).json()
+        spaced = (await live.score(json.dumps(message(), indent=3).encode())).json()
+        other = (await live.score(message(step=4))).json()
+        keyed = (await live.score(message(), headers={"idempotency-key": "k"})).json()
+        assert one == spaced
+        assert one["request_digest"] == keyed["request_digest"] != other["request_digest"]
+        assert len({one["request_id"], other["request_id"], keyed["request_id"]}) == 3
+
+
+# --- failures of single questions ----------------------------------------------------------------------
+
+
+async def test_one_question_that_breaks_the_engine_fails_alone(open_service: Any, message: Any) -> None:
+    async with open_service() as live:
+        questions = [question(f"q{i}", "#### 8", prompt="poison" if i == 3 else "fine") for i in range(7)]
+        reply = await live.score(message(*questions))
+        results = ScoreResponse.model_validate_json(reply.content).results
+        assert reply.status_code == 200
+        assert [result.id for result in results] == [q["id"] for q in questions]
+        failures = [result for result in results if isinstance(result, FailedQuestion)]
+        assert [(f.id, f.error.code, f.error.retryable) for f in failures] == [("q3", "scorer_failed", True)]
+
+
+async def test_questions_not_scored_by_the_deadline_fail_as_timeouts(open_service: Any, message: Any) -> None:
+    async with open_service(batch_arms=1) as live:
+        live.engine.gate.clear()
+        started = time.monotonic()
+        reply = await live.score(message(), headers={"x-deadline-ms": "300"})
+        assert time.monotonic() - started < 0.3, "the reply must reach a client that waits 300 ms"
+        assert reply.status_code == 200
+        error = {"code": "scorer_timeout", "retryable": True}
+        assert reply.json()["results"] == [{"id": "q1", "status": "failed", "error": error}]
+
+
+async def test_questions_scored_before_the_deadline_are_kept(open_service: Any, message: Any) -> None:
+    async with open_service(batch_arms=1) as live:
+        plain = live.engine.score
+
+        def slow_second(questions: Any, mode: Any) -> Any:
+            if questions[0].question == "slow":
+                time.sleep(0.6)
+            return plain(questions, mode)
+
+        live.engine.score = slow_second
+        sent = message(question("q1", "#### 8"), question("q2", "#### 8", prompt="slow"))
+        results = (await live.score(sent, headers={"x-deadline-ms": "300"})).json()["results"]
+        assert [result["status"] for result in results] == ["scored", "failed"]
+
+
+async def test_expired_and_abandoned_work_is_never_started(
+    open_service: Any, message: Any, until: Any
+) -> None:
+    async with open_service() as live:
+        live.engine.gate.clear()
+        blocker = asyncio.create_task(live.score(message(run_id="blocker")))
+        await until(lambda: len(live.engine.batches) == 1)
+        assert (await live.score(message(run_id="late"), headers={"x-deadline-ms": "50"})).status_code == 200
+        gone = asyncio.create_task(live.score(message(run_id="gone")))
+        await until(lambda: live.app.state.service.admission.arms == 6)
+        gone.cancel()
+        await until(lambda: live.app.state.service.admission.arms == 3)
+        live.engine.gate.set()
+        assert (await blocker).json()["results"][0]["status"] == "scored"
+        assert (await live.score(message(run_id="after"))).status_code == 200
+        assert len(live.engine.batches) == 2
+
+
+async def test_a_client_that_disconnects_frees_its_slot(open_service: Any, message: Any, until: Any) -> None:
+    async with open_service() as live:
+        live.engine.gate.clear()
+        body = json.dumps(message()).encode()
+        events = [{"type": "http.request", "body": body, "more_body": False}]
+        leave = asyncio.Event()
+
+        async def receive() -> Any:
+            if events:
+                return events.pop()
+            await leave.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(event: Any) -> None:
+            pass
+
+        headers = {"authorization": f"Bearer {live.key}", "content-type": "application/json"}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/score",
+            "query_string": b"",
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        }
+        request = asyncio.create_task(live.app(scope, receive, send))
+        admission = live.app.state.service.admission
+        await until(lambda: len(live.engine.batches) == 1)
+        assert (admission.arms, admission.bytes) == (3, live.app.state.service.settings.max_body_bytes)
+        leave.set()
+        await asyncio.wait_for(request, 5)
+        await until(lambda: admission.arms == 0)
+        assert admission.bytes == 0
+
+
+# --- idempotency ---------------------------------------------------------------------------------------
+
+
+async def test_the_same_idempotency_key_and_body_are_scored_once(open_service: Any, message: Any) -> None:
+    async with open_service() as live:
+        headers = {"idempotency-key": "abc"}
+        first = await live.score(message(), headers=headers)
+        live.engine.drift = 1.0  # would show if it were scored again
+        second = await live.score(message(), headers=headers)
+        assert first.content == second.content
+        assert len(live.engine.batches) == 1
+        other = await live.score(message(step=99), headers=headers)
+        assert (other.status_code, code_of(other)) == (422, "idempotency_mismatch")
+
+
+async def test_a_repeated_request_in_flight_is_joined(open_service: Any, message: Any, until: Any) -> None:
+    async with open_service() as live:
+        live.engine.gate.clear()
+        headers = {"idempotency-key": "abc"}
+        first = asyncio.create_task(live.score(message(), headers=headers))
+        await until(lambda: bool(live.engine.batches))
+        second = asyncio.create_task(live.score(message(), headers=headers))
+        impatient = await live.score(message(), headers={**headers, "x-deadline-ms": "50"})
+        assert (impatient.status_code, code_of(impatient)) == (409, "request_in_flight")
+        assert impatient.headers["retry-after"] == "1"
+        mismatch = await live.score(message(step=99), headers=headers)
+        assert code_of(mismatch) == "idempotency_mismatch"
+        first.cancel()  # the one that started it leaves; the other still waits
+        await asyncio.sleep(0.05)
+        live.engine.gate.set()
+        assert (await second).json()["results"][0]["status"] == "scored"
+        assert len(live.engine.batches) == 1
+
+
+async def test_idempotency_keys_of_two_api_keys_never_meet(open_service: Any, message: Any) -> None:
+    async with open_service() as live:
+        headers = {"idempotency-key": "abc"}
+        await live.score(message(), headers=headers)
+        other = live.new_key(Scope.SCORE_COMPONENTS)
+        assert (await live.score(message(step=99), headers=headers, key=other)).status_code == 200
+
+
+async def test_a_retryable_failure_is_not_kept(open_service: Any, message: Any) -> None:
+    async with open_service() as live:
+        headers = {"idempotency-key": "abc"}
+        plain, calls = live.engine.score, []
+
+        def fails_once(questions: Any, mode: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 1:
+                raise MemoryError
+            return plain(questions, mode)
+
+        live.engine.score = fails_once
+        statuses = [
+            (await live.score(message(), headers=headers)).json()["results"][0]["status"] for _ in range(3)
+        ]
+        assert statuses == ["failed", "scored", "scored"]
+        assert len(calls) == 2
+
+
+# --- what is refused -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"a": 1, "a": 1}',
+        b'{"step": NaN}',
+        b'{"run_id": "\\ud800"}',
+        b"\xff",
+        "{}".encode("utf-16"),
+    ],
+)
+async def test_what_is_no_strict_json_is_malformed(open_service: Any, body: bytes) -> None:
+    async with open_service() as live:
+        reply = await live.score(body)
+        assert (reply.status_code, code_of(reply)) == (400, "malformed_request")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"contract": "2.0"},
+        {"step": "3"},
+        {"step": 3.0},
+        {"step": True},
+        {"step": -1},
+        {"step": 2**53 + 1},
+        {"run_id": ""},
+        {"run_id": "x" * 201},
+        {"run_id": None},
+        {"purpose": "fun"},
+        {"disclosure": "all"},
+        {"reward_mode": "ARM"},
+        {"questions": []},
+        {"questions": {}},
+        {"questions": "q"},
+        {"questions": [{}]},
+        {"extra": 1},
+    ],
+    ids=str,
+)
+async def test_what_does_not_follow_the_contract_is_invalid(
+    open_service: Any, message: Any, change: Any
+) -> None:
+    async with open_service() as live:
+        reply = await live.score(message(**change))
+        assert (reply.status_code, code_of(reply)) == (422, "invalid_request")
+        assert live.engine.batches == []
+
+
+async def test_repeated_ids_are_invalid(open_service: Any, message: Any) -> None:
+    async with open_service() as live:
+        assert (await live.score(message(question("a"), question("a")))).status_code == 422
+        twice = {**question("a"), "arms": [{"id": "0", "full_text": ""}] * 2}
+        assert (await live.score(message(twice))).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("limits", "fits", "exceeds"),
+    [
+        ({"max_questions": 2}, [question("a"), question("b")], [question(x) for x in "abc"]),
+        ({"max_arms": 2}, [question("a", "x", "y")], [question("a", "x", "y", "z")]),
+        (
+            {"max_text_chars": 5},
+            [question("a", "12345", prompt="12345")],
+            [question("a", "123456", prompt="")],
+        ),
+        ({"max_text_chars": 5}, [question("a", "é" * 5, prompt="12345")], [question("a", prompt="123456")]),
+    ],
+    ids=str,
+)
+async def test_limits_hold_exactly(
+    open_service: Any, message: Any, limits: Any, fits: Any, exceeds: Any
+) -> None:
+    async with open_service(**limits) as live:
+        info = await live.client.get("/v1/info", headers={"authorization": f"Bearer {live.key}"})
+        assert info.json()["limits"].items() >= limits.items()
+        assert (await live.score(message(*fits))).status_code == 200
+        reply = await live.score(message(*exceeds))
+        assert (reply.status_code, code_of(reply)) == (413, "request_too_large")
+
+
+async def test_the_body_limit_holds_with_and_without_an_announced_length(
+    open_service: Any, message: Any
+) -> None:
+    body = json.dumps(message()).encode()
+    async with open_service(max_body_bytes=1024) as live:
+        headers = {"authorization": f"Bearer {live.key}", "content-type": "application/json"}
+
+        async def chunks(content: bytes) -> Any:
+            for start in range(0, len(content), 100):
+                yield content[start : start + 100]
+
+        for size, status in ((1024, 200), (1025, 413)):
+            content = body.ljust(size)
+            assert (await live.score(content)).status_code == status
+            streamed = await live.client.post("/v1/score", content=chunks(content), headers=headers)
+            assert "content-length" not in streamed.request.headers
+            assert streamed.status_code == status
+        for bad in ("x", "-1", "1e3", "99999999999999999999999", "²"):
+            reply = await live.score(body, headers={"content-length": bad})
+            assert reply.status_code in (400, 413)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"content-type": "application/json; charset=utf-8"}, 200),
+        ({"content-type": 'Application/JSON;charset="UTF-8"'}, 200),
+        ({"content-encoding": "identity"}, 200),
+        ({"content-type": "text/plain"}, 415),
+        ({"content-type": "application/json; charset=utf-16"}, 415),
+        ({"content-type": "application/x-www-form-urlencoded"}, 415),
+        ({"content-type": "multipart/form-data; boundary=x"}, 415),
+        ({"content-type": ""}, 415),
+        ({"content-encoding": "gzip"}, 415),
+        ({"x-deadline-ms": "60000"}, 200),
+        ({"x-deadline-ms": "999999999"}, 200),
+        ({"x-deadline-ms": "0"}, 422),
+        ({"x-deadline-ms": "-5"}, 422),
+        ({"x-deadline-ms": "1.5"}, 422),
+        ({"x-deadline-ms": "9" * 10}, 422),
+        ({"idempotency-key": "a" * 200}, 200),
+        ({"idempotency-key": ""}, 422),
+        ({"idempotency-key": "a" * 201}, 422),
+        ({"idempotency-key": "a b"}, 422),
+    ],
+    ids=str,
+)
+async def test_headers_mean_one_thing_or_are_refused(
+    open_service: Any, message: Any, headers: Any, status: int
+) -> None:
+    async with open_service() as live:
+        assert (await live.score(message(), headers=headers)).status_code == status
+
+
+@pytest.mark.parametrize("name", ["idempotency-key", "x-deadline-ms", "content-type"])
+async def test_a_repeated_header_is_refused(open_service: Any, message: Any, name: str) -> None:
+    async with open_service() as live:
+        value = "application/json" if name == "content-type" else "1000"
+        headers = [
+            ("authorization", f"Bearer {live.key}"),
+            ("content-type", "application/json"),
+            (name, value),
+            *([(name, value)] if name != "content-type" else []),
+        ]
+        reply = await live.client.post("/v1/score", content=json.dumps(message()).encode(), headers=headers)
+        assert (reply.status_code, code_of(reply)) == (422, "invalid_request")
+
+
+async def test_a_body_that_trickles_is_timed_out(open_service: Any) -> None:
+    async with open_service(receive_deadline_s=0.2) as live:
+
+        async def trickle() -> Any:
+            while True:
+                yield b" "
+                await asyncio.sleep(0.05)
+
+        headers = {"authorization": f"Bearer {live.key}", "content-type": "application/json"}
+        started = time.monotonic()
+        reply = await live.client.post("/v1/score", content=trickle(), headers=headers)
+        assert (reply.status_code, code_of(reply)) == (408, "request_timeout")
+        assert reply.headers["connection"] == "close"
+        assert time.monotonic() - started < 2
+
+
+async def test_a_full_queue_is_refused_at_once_with_retry_after(
+    open_service: Any, message: Any, until: Any
+) -> None:
+    async with open_service(max_waiting_arms=4) as live:
+        live.engine.gate.clear()
+        waiting = asyncio.create_task(live.score(message()))
+        await until(lambda: bool(live.engine.batches))
+        reply = await live.score(message(run_id="other"), headers={"idempotency-key": "k"})
+        assert (reply.status_code, code_of(reply)) == (503, "overloaded")
+        assert 1 <= int(reply.headers["retry-after"]) <= 30
+        live.engine.gate.set()
+        assert (await waiting).status_code == 200
+        again = await live.score(message(run_id="other"), headers={"idempotency-key": "k"})
+        assert again.status_code == 200, "a refusal is not kept under the idempotency key"
+
+
+# --- info ----------------------------------------------------------------------------------------------
+
+
+async def test_info_states_contract_scorer_limits_and_ranges(open_service: Any) -> None:
+    async with open_service(max_arms=5) as live:
+        reply = await live.client.get("/v1/info", headers={"authorization": f"Bearer {live.key}"})
+        info = ServiceInfo.model_validate_json(reply.content)
+        assert (info.contract_min, info.contract_max, info.scorer_id) == ("1.0", "1.0", "fake-1")
+        assert info.limits.max_arms == 5
+        assert (
+            set(info.ranges) == {mode.value for mode in info.reward_modes} == {"question", "arm", "arm_gated"}
+        )
+        assert "s_" not in reply.text.replace("max_questions", "").replace("max_arms", "").replace(
+            "max_text_chars", ""
+        ).replace("max_body_bytes", "")

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from reward_service.readiness import GOLDEN, GOLDEN_S_END
+
+pytestmark = pytest.mark.anyio
+
+
+async def ready(live: Any) -> bool:
+    reply = await live.client.get("/readyz", headers={"authorization": f"Bearer {live.key}"})
+    assert reply.status_code in (200, 503)
+    if reply.status_code == 503:
+        assert reply.json()["type"] == "urn:looper:problem:not_ready"
+        assert int(reply.headers["retry-after"]) >= 1
+    return bool(reply.status_code == 200)
+
+
+def test_the_golden_agreement_is_counted_by_hand() -> None:
+    answers = ["8", "8", "9", None]
+    agreeing = [(i, j) for i in range(4) for j in range(i + 1, 4) if answers[i] and answers[i] == answers[j]]
+    assert len(agreeing) / 6 == GOLDEN_S_END
+    assert len(GOLDEN.arms) == 4
+
+
+async def test_a_first_start_records_the_vector_and_is_ready(open_service: Any) -> None:
+    async with open_service() as live:
+        assert await ready(live)
+        assert set(json.loads((live.home / "golden.json").read_text())) == {"fake-1"}
+    async with open_service() as live:
+        assert await ready(live)
+
+
+async def test_drift_at_a_later_start_is_not_ready_and_scores_nothing(
+    open_service: Any, engine: Any, message: Any
+) -> None:
+    async with open_service() as live:
+        assert await ready(live)
+    engine.drift = 1e-3
+    async with open_service() as live:
+        assert not await ready(live)
+        reply = await live.score(message())
+        assert reply.json()["type"] == "urn:looper:problem:not_ready"
+        assert engine.batches == []
+    engine.scorer_id = "fake-2"  # another scorer may give other rewards
+    async with open_service() as live:
+        assert await ready(live)
+
+
+async def test_drift_while_running_is_noticed_and_ends(open_service: Any, engine: Any, until: Any) -> None:
+    async with open_service(golden_every_s=0.02) as live:
+        readiness = live.app.state.service.readiness
+        assert readiness.ready
+        engine.drift = 1e-3
+        await until(lambda: not readiness.ready)
+        engine.drift = 0.0
+        await until(lambda: readiness.ready)
+
+
+@pytest.mark.parametrize(
+    "fault", ["raises", "differs in company", "wrong agreement", "wrong flags", "no components"]
+)
+async def test_an_engine_that_breaks_its_promises_is_not_ready(
+    open_service: Any, engine: Any, fault: str
+) -> None:
+    plain = engine.score
+
+    def broken(questions: Any, mode: Any) -> Any:
+        if fault == "raises":
+            raise RuntimeError
+        results = plain(questions, mode)
+        if fault == "differs in company" and len(questions) > 1:
+            return [r.model_copy(update={"reward": r.reward + 1e-12}) for r in results]
+        if fault == "wrong agreement":
+            wrong = results[0].scores.model_copy(update={"s_end": 0.5})
+            return [r.model_copy(update={"scores": wrong}) for r in results]
+        if fault == "wrong flags":
+            return [r.model_copy(update={"correct_flags": (True, True, True, False)}) for r in results]
+        if fault == "no components":
+            return [r.model_copy(update={"scores": None}) for r in results]
+        return results
+
+    engine.score = broken
+    async with open_service() as live:
+        assert not await ready(live)
+
+
+async def test_a_spoilt_record_is_not_ready(open_service: Any, home: Any) -> None:
+    (home / "golden.json").write_text("[]")
+    async with open_service() as live:
+        assert not await ready(live)

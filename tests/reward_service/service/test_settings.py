@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from reward_service.errors import StartError
+from reward_service.settings import Settings, load_settings
+
+
+def load(home: Path, **overrides: object) -> Settings:
+    return load_settings(overrides, {"REWARD_SERVICE_HOME": str(home)})
+
+
+def test_without_a_file_the_service_binds_loopback_only(tmp_path: Path) -> None:
+    settings = load(tmp_path)
+    assert (settings.host, settings.port, settings.max_body_bytes) == ("127.0.0.1", 8080, 1_048_576)
+    assert settings.home == tmp_path
+
+
+def test_without_the_variable_the_folder_is_in_the_home_of_the_user() -> None:
+    assert load_settings({}, {}).home == Path.home() / ".reward-service"
+
+
+def test_options_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text("port = 9000\nmax_arms = 7\n[scorer]\ncopies_threshold = 0.5\n")
+    settings = load(tmp_path, port=9001, host=None)
+    assert (settings.port, settings.max_arms, settings.host) == (9001, 7, "127.0.0.1")
+    assert settings.scorer.copies_threshold == 0.5
+    assert settings.limits.max_arms == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("prot = 1", ["prot", "known settings", "max_body_bytes"]),
+        ("port = 70000", ["port"]),
+        ('port = "8080x"', ["port"]),
+        ("[scorer]\nweight = 1", ["scorer.weight"]),
+        ("drain_s = nan", ["drain_s"]),
+        ("port =", ["settings.toml", "mend or remove"]),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_what_is_wrong(tmp_path: Path, text: str, names: list[str]) -> None:
+    (tmp_path / "settings.toml").write_text(text)
+    with pytest.raises(StartError) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+    for name in names:
+        assert name in str(caught.value)
+
+
+def test_settings_are_frozen(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError):
+        load(tmp_path).port = 1  # type: ignore[misc]
+
+
+def test_a_ppo_batch_of_64_arms_of_a_thousand_tokens_fits_the_default_body(tmp_path: Path) -> None:
+    # A thousand tokens of English are about 4,000 characters; reasoning and full text are both sent.
+    text = "x" * 4000
+    arms = [{"id": str(i), "reasoning": text, "full_text": text} for i in range(4)]
+    questions = [{"id": str(i), "question": text, "arms": arms} for i in range(16)]
+    assert len(json.dumps(questions)) < load(tmp_path).max_body_bytes
