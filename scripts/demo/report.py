@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from looper_eval import svg, tables
 from looper_eval.page import render_page, write_page
 from looper_eval.summary import SUMMARY, Summary
 from looper_schemas.records import RecordError, RolloutRecord, Trajectory, read_records
 from looper_trainer.errors import UserError
-from markupsafe import Markup
 
 EXAMPLES = 5
 
@@ -103,7 +104,7 @@ def draw(curve: Curve, metrics: Sequence[dict[str, Any]]) -> dict[str, Any] | No
 
 
 def example_trajectories(folder: Path) -> tuple[int | None, list[dict[str, Any]]]:
-    """The last step with trajectories, and five of its scored ones, evenly spread from lowest to highest reward.
+    """The last step with trajectories, and five of its scored ones, spread from lowest to highest reward.
 
     Trajectories of one question appear once, so that five questions are shown where there are five.
     """

@@ -1,16 +1,15 @@
-"""`looper-eval card`: a model card that claims what the records show, and nothing about how rewards were made."""
+"""`looper-eval card`: a model card that claims what the records show, and tells nothing of the reward."""
 
 from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
 
-from looper_trainer.errors import UserError
-
 from looper_eval import tables
 from looper_eval.page import write_page
 from looper_eval.settings import Settings
 from looper_eval.summary import Summary, read_results, summarise
+from looper_trainer.errors import UserError
 
 
 def write_card(folder: Path, name: str, baseline: str | None = None, out: Path | None = None) -> Path:
@@ -53,7 +52,7 @@ def card(summary: Summary, name: str, baseline: str) -> str:
     decoding = (
         "greedy decoding"
         if settings.temperature == 0
-        else f"sampling at temperature {settings.temperature:g}, top_p {settings.top_p:g}, seed {settings.seed}"
+        else f"temperature {settings.temperature:g}, top_p {settings.top_p:g}, seed {settings.seed}"
     )
     missed = f"{one.unparsed} answers stated no number and {one.truncated} were cut off at the token limit"
     rows = [tables.model_cells(model) for model in (other, one)]
@@ -75,10 +74,11 @@ model-index:
 
 ## How this was measured
 
-{summary.n} questions of {tables.dataset_name(summary)} (digest {summary.dataset_digest[:16]}), one call each, {decoding},
-at most {settings.max_new_tokens} new tokens, prompt preset `{settings.preset}`, {len(settings.shots)} worked examples.
-An answer counts when the number it finally states equals the gold answer; {missed}, and all of these count as wrong.
-Intervals are Wilson's; models are compared question by question. Measured with looper-eval {version("looper-eval")}.
+{summary.n} questions of {tables.dataset_name(summary)} (digest {summary.dataset_digest[:16]}), one call each,
+{decoding}, at most {settings.max_new_tokens} new tokens, prompt preset `{settings.preset}`,
+{len(settings.shots)} worked examples. An answer counts when the number it finally states equals the gold one;
+{missed}, and all of these count as wrong. Intervals are Wilson's; models are compared question by question.
+Measured with looper-eval {version("looper-eval")}.
 
 ## Limits
 

@@ -1,4 +1,4 @@
-"""`looper-eval run | compare | report | card`. A failure that the user can mend is one line and exit code 2."""
+"""`looper-eval run | compare | report | card`. A failure that users can mend is one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
     run.add_argument(
         "--model", action="append", default=[], metavar="NAME=PLACE",
-        help="a checkpoint folder, a hub name, or URL#MODEL of an OpenAI-compatible endpoint; repeat for each model",
+        help="checkpoint folder, hub name, or URL#MODEL of an OpenAI-compatible endpoint; repeat for each",
     )  # fmt: skip
     run.add_argument("--dataset", required=True, help="JSONL file or hub name, e.g. madrylab/gsm8k-platinum")
     run.add_argument("--out", type=Path, required=True, help="folder of results; the same command resumes it")

@@ -21,7 +21,7 @@ from looper_trainer.errors import UserError
 HUB_CONFIGS = {"openai/gsm8k": "main", "madrylab/gsm8k-platinum": "main"}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
-_EQUATION = re.compile(r"=\s*[^\s=\d]{0,2}\s*\d")
+_EQUATION = re.compile(r"=\s*[^\s=\d]{0,2}\s*\d[\d.,]*+(?!\s*[-+*/×÷])")
 
 
 class EvalQuestion(Record):
@@ -54,7 +54,7 @@ class Dataset:
 
 
 def load_dataset(source: str, limit: int | None = None) -> Dataset:
-    """The questions of `source` (a JSONL file, or a hub name such as `openai/gsm8k`), the first `limit` of them.
+    """The first `limit` questions of `source`: a JSONL file, or a hub name such as `openai/gsm8k`.
 
     Raises:
         UserError: no such source, no questions, or a row that holds no question or no answer.

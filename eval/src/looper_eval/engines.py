@@ -103,8 +103,8 @@ class TransformersEngine:
 class EndpointEngine:
     """Answers from an OpenAI-compatible server, one question a request, up to `concurrency` at a time.
 
-    The place is `URL#MODEL`, for example `http://127.0.0.1:8000/v1#ppo`. Transport errors, 408, 429 and 5xx are
-    tried again with jitter; an API key is read from the environment.
+    The place is `URL#MODEL`, for example `http://127.0.0.1:8000/v1#ppo`. Transport errors, 408, 429 and 5xx
+    are tried again with jitter; an API key is read from the environment.
     """
 
     def __init__(self, spec: ModelSpec, settings: Settings, *, concurrency: int) -> None:

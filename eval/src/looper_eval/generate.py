@@ -115,7 +115,7 @@ def load_answers(path: Path, questions: Sequence[EvalQuestion], settings_digest:
 def _resumable(
     file: BinaryIO, path: Path, questions: Sequence[EvalQuestion], settings_digest: str
 ) -> dict[str, EvalRecord]:
-    """Records of `questions` by id; a last line without its newline is cut off where `file` can be written."""
+    """Records of `questions` by id; a last line without newline is cut off where `file` can be written."""
     asked = {item.id: item for item in questions}
     file.seek(0)
     content = file.read()

@@ -102,9 +102,9 @@ def _refuse_mixing(out: Path, found: Manifest, wanted: Manifest) -> None:
     if found.dataset_digest != wanted.dataset_digest:
         raise UserError(f"{out}: holds answers to other questions ({found.dataset}); use another --out")
     if changed := changed_fields(found.settings, wanted.settings):
-        raise UserError(f"{out}: was made with other settings ({', '.join(changed)}); use another --out")
+        raise UserError(f"{out}: has answers to other settings ({', '.join(changed)}); use another --out")
     for name, entry in wanted.models.items():
         if name in found.models and found.models[name].identity != entry.identity:
             raise UserError(
-                f"{out}: {name} was another model then ({found.models[name].place}); use another name or --out"
+                f"{out}: {name} was another model then ({found.models[name].place}); use another name"
             )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from looper_schemas.records import EvalRecord
-
 from looper_eval import grading
+from looper_schemas.records import EvalRecord
 
 # Names as users write them; lm-evaluation-harness hyphenates its own.
 GRADERS = {name.replace("_", "-"): grader for name, grader in grading.GRADERS.items()}

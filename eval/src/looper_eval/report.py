@@ -26,7 +26,10 @@ HISTOGRAM_BINS = 32
 
 
 def write_report(out: Path) -> Path:
-    """Write `report.html`, `report.md` and `report.json` into `out`, and its `summary.json` anew; the page's path.
+    """Write `report.html`, `report.md` and `report.json` into `out`, and its `summary.json` anew.
+
+    Returns:
+        The page's path.
 
     Raises:
         UserError: `out` holds no finished results.
@@ -229,9 +232,8 @@ def _difficulty_charts(summary: Summary) -> list[dict[str, Any]]:
                     markers=True,
                 )
             )
-        chart = svg.line_chart(
-            series, label=f"Accuracy by {name}", x_label=name, show=svg.percent
-        )
+        x_label = f"{name} (8: 8 or more)" if rows[-1].level == "8+" else name
+        chart = svg.line_chart(series, label=f"Accuracy by {name}", x_label=x_label, show=svg.percent)
         charts.append({"name": name, "chart": Markup(chart)})
     return charts
 

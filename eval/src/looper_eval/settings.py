@@ -104,8 +104,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "max_new_tokens": 16384,
     },
     "platinum-official": {
-        "template": "Solve the following math word problem.\n\n{q}\n\nThink step-by-step. Then, provide the final "
-        'answer as a single integer in the format "Answer: XXX" with no extra formatting.',
+        "template": "Solve the following math word problem.\n\n{q}\n\nThink step-by-step. Then, provide the "
+        'final answer as a single integer in the format "Answer: XXX" with no extra formatting.',
         "chat": True,
         "max_new_tokens": 4096,
     },

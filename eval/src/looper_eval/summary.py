@@ -64,7 +64,7 @@ class Table(_Frozen):
 
 
 class PairSummary(_Frozen):
-    """b minus a, question by question. `p` is exact McNemar's, `p_holm` corrects for all pairs of the folder."""
+    """b minus a, question by question. `p` is exact McNemar's; `p_holm` corrects for all pairs here."""
 
     a: str
     b: str

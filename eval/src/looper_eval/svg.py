@@ -1,6 +1,6 @@
 """Small charts as inline SVG: lines, intervals, histograms. No script, no font, no network.
 
-Colours are CSS classes (`s0`...`s5` for series, `ink`, `muted`, `rule`), so that the page decides light or dark.
+Colours are CSS classes (`s0`...`s5` for series, `ink`, `muted`, `rule`): the page decides light or dark.
 Drawings are 400 units wide: at that width on a phone their 11-unit text is still read.
 """
 
@@ -17,13 +17,15 @@ COLOURS = 6
 
 CHART_CSS = """
 svg.chart{width:100%;max-width:560px;height:auto;display:block;font:11px system-ui,sans-serif}
-svg.chart text{fill:var(--muted)} svg.chart .ink{fill:var(--ink)} svg.chart .rule{stroke:var(--rule);stroke-width:1}
+svg.chart text{fill:var(--muted)} svg.chart .ink{fill:var(--ink)}
+svg.chart .rule{stroke:var(--rule);stroke-width:1}
 svg.chart .zero{stroke:var(--muted);stroke-width:1;stroke-dasharray:3 3}
 svg.chart .line{fill:none;stroke-width:2;stroke-linejoin:round} svg.chart .band{stroke:none;opacity:.16}
 svg.chart .bar{opacity:.85} svg.chart .cut{opacity:.45}
 """ + "\n".join(
     f"svg.chart .line.s{i},svg.chart .mark.s{i}{{stroke:var(--s{i})}}"
-    f"svg.chart .mark.s{i},svg.chart .bar.s{i},svg.chart .band.s{i}{{fill:var(--s{i})}}.key.s{i}{{background:var(--s{i})}}"
+    f"svg.chart .mark.s{i},svg.chart .bar.s{i},svg.chart .band.s{i}{{fill:var(--s{i})}}"
+    f".key.s{i}{{background:var(--s{i})}}"
     for i in range(COLOURS)
 )
 LIGHT_COLOURS = "--s0:#64748b;--s1:#c2410c;--s2:#1d4ed8;--s3:#15803d;--s4:#a21caf;--s5:#854d0e"
@@ -32,7 +34,7 @@ DARK_COLOURS = "--s0:#94a3b8;--s1:#fb923c;--s2:#60a5fa;--s3:#4ade80;--s4:#e879f9
 
 @dataclass(frozen=True)
 class Series:
-    """A named line. `low` and `high`, where given, are its interval at each point: whiskers with markers, else a band."""
+    """A named line. `low` and `high` are its interval at each point: whiskers with markers, else a band."""
 
     name: str
     xs: Sequence[float]
@@ -71,7 +73,7 @@ def percent(value: float) -> str:
 
 def signed_points(value: float) -> str:
     """0.123 -> +12.3: a difference of shares in percentage points."""
-    return f"{100 * value:+.1f}".removesuffix(".0")
+    return f"{100 * value:+.1f}".removesuffix(".0") if round(value, 3) else "0"
 
 
 def number(value: float) -> str:
@@ -141,18 +143,19 @@ def interval_chart(
     values = [value for row in rows for value in (row.low, row.high)] + ([0.0] if zero else [])
     frame = _Frame(*_padded(min(values), max(values)), 0.0, 1.0, height, left=RIGHT)
     parts = [frame.vertical_rules(show)]
-    if zero:
-        parts.append(
-            f'<line class="zero" x1="{frame.x(0):.1f}" x2="{frame.x(0):.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>'
-        )
     for index, row in enumerate(rows):
         y = TOP + 38.0 * index + 27
         colour = row.colour % COLOURS
+        if zero:
+            parts.append(
+                f'<line class="zero" x1="{frame.x(0):.1f}" x2="{frame.x(0):.1f}" y1="{y - 7}" y2="{y + 7}"/>'
+            )
         text = f"{show(row.value)} [{show(row.low)}, {show(row.high)}]"
         parts.append(
             f'<text class="ink" x="{RIGHT}" y="{y - 10:.1f}">{escape(row.label)}</text>'
             f'<text x="{WIDTH - RIGHT}" y="{y - 10:.1f}" text-anchor="end">{escape(text)}</text>'
-            f'<line class="line s{colour}" x1="{frame.x(row.low):.1f}" x2="{frame.x(row.high):.1f}" y1="{y}" y2="{y}"/>'
+            f'<line class="line s{colour}" x1="{frame.x(row.low):.1f}" x2="{frame.x(row.high):.1f}" '
+            f'y1="{y}" y2="{y}"/>'
             f'<circle class="mark s{colour}" cx="{frame.x(row.value):.1f}" cy="{y}" r="4"/>'
         )
     return _chart(parts, height, label)
@@ -172,8 +175,9 @@ def histogram(edges: Sequence[float], bars: Bars, *, label: str, x_label: str, t
                 y, foot = frame.y(below + count), frame.y(below)
                 what = "truncated" if style != "bar" else "ended"
                 parts.append(
-                    f'<rect class="{style} s{bars.colour}" x="{left:.1f}" y="{y:.1f}" width="{max(right - left, 0.5):.1f}" '
-                    f'height="{foot - y:.1f}"><title>{span}: {count} {what}</title></rect>'
+                    f'<rect class="{style} s{bars.colour}" x="{left:.1f}" y="{y:.1f}" '
+                    f'width="{max(right - left, 0.5):.1f}" height="{foot - y:.1f}">'
+                    f"<title>{span}: {count} {what}</title></rect>"
                 )
     return _chart(parts, height, label)
 
@@ -213,7 +217,8 @@ class _Frame:
             if whole_x and value != int(value):
                 continue
             parts.append(
-                f'<text x="{self.x(value):.1f}" y="{self.height - 20:.1f}" text-anchor="middle">{number(value)}</text>'
+                f'<text x="{self.x(value):.1f}" y="{self.height - 20:.1f}" text-anchor="middle">'
+                f"{number(value)}</text>"
             )
         middle = (self.left + WIDTH - RIGHT) / 2
         parts.append(
