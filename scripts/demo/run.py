@@ -57,21 +57,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # fmt: skip
         stage(
             out, "prepare-data", dev, "looper", "prepare-data", "--config", config,
-            "--input", problems / "train.jsonl", "--output-dir", out / "data",
+            "--input", problems / "train.jsonl", "--output", out / "data", "--name", "gsm8k",
         )  # fmt: skip
         stage(
             out, "sft", sft / "config.json", "looper", "sft", "--config", config, "--model", base,
-            "--train-file", train, "--output-dir", sft, "--seed", seed,
+            "--train-file", train, "--output", sft, "--seed", seed,
         )  # fmt: skip
         with reward_server(options) as environment:
             stage(
                 out, "rollouts", out / "data/.rollouts-done", "looper", "rollouts", "--config", config, "--model", sft,
-                "--input", train, "--output", rollouts, "--seed", seed, environment=environment, mark=True,
+                "--questions-file", train, "--output", rollouts, "--seed", seed, environment=environment, mark=True,
             )  # fmt: skip
             stage(
                 out, "ppo", ppo / "merged/config.json", "looper", "ppo", "--config", config, "--model", sft,
-                "--train-file", train, "--dev-file", dev, "--rollouts-file", rollouts, "--output-dir", ppo,
-                "--seed", seed, *(("--resume", "true") if ppo.exists() else ()), environment=environment,
+                "--train-file", train, "--dev-file", dev, "--output", ppo,
+                "--seed", seed, *(("--resume", "true") if (ppo / "checkpoints").exists() else ()),
+                environment=environment,
             )  # fmt: skip
         stage(
             out, "eval", out / "eval/summary.json", "looper-eval", "run", "--model", f"base={base}", "--model", f"sft={sft}",
@@ -96,6 +97,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, help="TOML file of stage settings (default: the model's own)")
     parser.add_argument("--service", help="command that starts a reward server")
     parser.add_argument("--reward", choices=("correct", "random"), help="use the public fake server instead")
+    parser.add_argument("--eval-limit", type=int, help="evaluate on the first N test questions only")
     parser.add_argument("--fresh", action="store_true", help="remove --out first")
     options = parser.parse_args(argv)
     if options.data and not (options.data / "train.jsonl").is_file():
@@ -178,7 +180,7 @@ def reward_server(options: argparse.Namespace) -> Iterator[dict[str, str]]:
         key_file.chmod(0o600)
         command = [
             *module("looper_trainer.testing"), "--port", str(port), "--mode", options.reward,
-            "--key-file", str(key_file), "--seed", str(options.seed),
+            "--key", key_file.read_text(), "--seed", str(options.seed),
         ]  # fmt: skip
     console.rule("[bold]reward service", align="left")
     with (options.out / "logs/service.log").open("a", encoding="utf-8") as log:
@@ -214,9 +216,10 @@ def wait_until_alive(server: subprocess.Popen[bytes], url: str, log: Path) -> No
     raise subprocess.CalledProcessError(server.returncode or 1, "reward service")
 
 
-def eval_options(options: argparse.Namespace) -> tuple[str, ...]:
+def eval_options(options: argparse.Namespace) -> tuple[object, ...]:
     """Settings of the evaluation: short completions on the shipped problems, few questions for SmolLM2."""
-    return ("--max-new-tokens", "96") if options.model == "tiny" else ("--max-new-tokens", "200", "--limit", "40")
+    length, limit = (96, options.eval_limit) if options.model == "tiny" else (200, options.eval_limit or 40)
+    return "--max-new-tokens", length, *(("--limit", limit) if limit else ())
 
 
 if __name__ == "__main__":
