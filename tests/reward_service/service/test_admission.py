@@ -12,9 +12,14 @@ def admission(seconds_per_arm: float = 0.1) -> Admission:
 
 def test_room_is_given_back_also_after_an_error() -> None:
     inside = admission()
-    with pytest.raises(ValueError, match="x"), inside.body(60), inside.scoring(6):
-        assert (inside.bytes, inside.arms) == (60, 6)
-        raise ValueError("x")
+
+    def fail() -> None:
+        with inside.body(60), inside.scoring(6):
+            assert (inside.bytes, inside.arms) == (60, 6)
+            raise ValueError("x")
+
+    with pytest.raises(ValueError, match="x"):
+        fail()
     assert (inside.bytes, inside.arms) == (0, 0)
 
 

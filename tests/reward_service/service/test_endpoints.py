@@ -357,9 +357,9 @@ async def test_the_body_limit_holds_with_and_without_an_announced_length(
             streamed = await live.client.post("/v1/score", content=chunks(content), headers=headers)
             assert "content-length" not in streamed.request.headers
             assert streamed.status_code == status
-        for bad in ("x", "-1", "1e3", "99999999999999999999999", "²"):
-            reply = await live.score(body, headers={"content-length": bad})
-            assert reply.status_code in (400, 413)
+        for bad, status in ((b"x", 400), (b"-1", 400), (b"1e3", 400), (b"\xb2", 400), (b"9" * 30, 413)):
+            lying = {**headers, "content-length": bad}
+            assert (await live.client.post("/v1/score", content=body, headers=lying)).status_code == status
 
 
 @pytest.mark.parametrize(
@@ -452,6 +452,4 @@ async def test_info_states_contract_scorer_limits_and_ranges(open_service: Any) 
         assert (
             set(info.ranges) == {mode.value for mode in info.reward_modes} == {"question", "arm", "arm_gated"}
         )
-        assert "s_" not in reply.text.replace("max_questions", "").replace("max_arms", "").replace(
-            "max_text_chars", ""
-        ).replace("max_body_bytes", "")
+        assert all(name not in reply.text for name in ("s_end", "s_path", "s_cf", "s_wm"))
