@@ -8,25 +8,25 @@ import pytest
 import torch
 
 from looper_trainer.errors import CheckpointError
-from looper_trainer.ppo.batch import MicroBatch, Row, micro_batch
+from looper_trainer.ppo.batch import MicroBatch, Row, micro_batch, plan_packs
 from looper_trainer.ppo.policy import Policy, chunked_logprobs
 
 from .conftest import EOS_ID, make_model, make_policy
 
 
 def make_rows(count: int = 5, seed: int = 0) -> list[Row]:
+    """Rows of random lengths; pairs share a prompt."""
     rng = random.Random(seed)
-    rows = []
-    for _ in range(count):
+    rows: list[Row] = []
+    for i in range(count):
+        prompt = rows[-1].prompt_ids if i % 2 else [rng.randrange(80) for _ in range(rng.randrange(1, 9))]
         completion = [rng.randrange(80) for _ in range(rng.randrange(1, 9))]
-        rows.append(
-            Row([rng.randrange(80) for _ in range(rng.randrange(1, 9))], completion, [0.0] * len(completion))
-        )
+        rows.append(Row(prompt, completion, [0.0] * len(completion)))
     return rows
 
 
-def whole_batch(rows: list[Row]) -> MicroBatch:
-    return micro_batch(rows, range(len(rows)))
+def whole_batch(rows: list[Row], pad_id: int = 0) -> MicroBatch:
+    return micro_batch(rows, plan_packs(rows, range(len(rows)), 100), pad_id=pad_id)
 
 
 def naive(policy: Policy, row: Row) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -60,32 +60,41 @@ def test_the_reference_is_the_base_model_without_its_adapter() -> None:
         expected = logits.log_softmax(-1).gather(1, torch.tensor(row.completion_ids)[:, None])[:, 0]
         torch.testing.assert_close(ref_logprobs[line, : len(expected)], expected, rtol=1e-5, atol=1e-5)
     # and the adapter is on again afterwards, and differs
-    assert (policy(whole_batch(rows)).logprobs_bT - ref_logprobs).abs().max() > 0.01
+    assert (policy(whole_batch(rows)).logprobs_nT - ref_logprobs).abs().max() > 0.01
 
 
 def test_a_new_policy_is_its_reference_and_values_everything_at_zero() -> None:
     policy, batch = Policy(make_model().requires_grad_(False).eval()), whole_batch(make_rows())
     output = policy(batch)
-    assert torch.equal(output.logprobs_bT, policy.ref_logprobs(batch))
-    assert not output.values_bT.any()
+    assert torch.equal(output.logprobs_nT, policy.ref_logprobs(batch))
+    assert not output.values_nT.any()
 
 
 def test_the_padding_id_changes_no_bit_even_when_it_is_the_eos() -> None:
     policy, rows = make_policy(), make_rows()
     rows[0] = Row([7, EOS_ID, 4], [EOS_ID, 9, EOS_ID], [0.0] * 3)
-    plain = policy(micro_batch(rows, range(len(rows)), pad_id=0))
+    plain = policy(whole_batch(rows, pad_id=0))
     for pad_id in (EOS_ID, 33):
-        other = policy(micro_batch(rows, range(len(rows)), pad_id=pad_id))
+        other = policy(whole_batch(rows, pad_id=pad_id))
         assert all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
 
 
 def test_longer_neighbours_change_nothing() -> None:
     policy, rows = make_policy(), make_rows()
     longer = Row([3] * 20, [4] * 30, [0.0] * 30)
-    alone = policy(micro_batch(rows, [2])).logprobs_bT[0]
-    beside = policy(micro_batch([*rows, longer], [len(rows), 2])).logprobs_bT[1]
+    alone = policy(micro_batch(rows, [[2]])).logprobs_nT[0]
+    beside = policy(micro_batch([*rows, longer], [[len(rows)], [2]])).logprobs_nT[1]
     torch.testing.assert_close(beside[: len(alone)], alone, rtol=1e-5, atol=1e-5)
     assert not beside[len(alone) :].any()
+
+
+def test_arms_in_a_pack_do_not_see_each_other() -> None:
+    policy = make_policy()
+    mine, loud = Row([5, 6, 7], [8, 9], [0.0] * 2), Row([5, 6, 7], [10] * 12, [0.0] * 12)
+    alone = policy(micro_batch([mine], [[0]])).logprobs_nT[0]
+    for pack in ([0, 1], [1, 0]):
+        together = policy(micro_batch([mine, loud], [pack])).logprobs_nT[pack.index(0), :2]
+        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
 def test_temperature_divides_the_logits_of_policy_and_reference() -> None:
@@ -94,7 +103,7 @@ def test_temperature_divides_the_logits_of_policy_and_reference() -> None:
     ids = torch.tensor([[*rows[0].prompt_ids, *rows[0].completion_ids]])
     logits = cold.model(input_ids=ids).logits[0, len(rows[0].prompt_ids) - 1 : -1]
     expected = (logits / 2).log_softmax(-1).gather(1, torch.tensor(rows[0].completion_ids)[:, None])[:, 0]
-    torch.testing.assert_close(warm(whole_batch(rows)).logprobs_bT[0], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(warm(whole_batch(rows)).logprobs_nT[0], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
@@ -128,15 +137,15 @@ def test_backward_never_holds_logits_of_more_than_a_chunk() -> None:
 def test_without_entropy_gradient_the_entropy_is_the_same_number_and_a_constant() -> None:
     policy, batch = make_policy(), whole_batch(make_rows())
     with_gradient, without = policy(batch, with_entropy_gradient=True), policy(batch)
-    assert torch.equal(with_gradient.entropy_bT, without.entropy_bT)
-    assert with_gradient.entropy_bT.requires_grad
-    assert not without.entropy_bT.requires_grad
+    assert torch.equal(with_gradient.entropy_nT, without.entropy_nT)
+    assert with_gradient.entropy_nT.requires_grad
+    assert not without.entropy_nT.requires_grad
 
 
 def test_only_adapter_and_value_head_learn_and_critic_only_leaves_the_adapter_alone() -> None:
     policy, batch = make_policy(), whole_batch(make_rows())
     output = policy(batch)
-    (output.logprobs_bT.sum() + output.values_bT.sum()).backward()
+    (output.logprobs_nT.sum() + output.values_nT.sum()).backward()
     learning = {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.any()}
     assert learning == {n for n, p in policy.named_parameters() if "lora_" in n or n.startswith("value_head")}
     policy.zero_grad(set_to_none=True)
@@ -153,13 +162,13 @@ def test_activation_checkpointing_changes_neither_outputs_nor_gradients() -> Non
     for on in (False, True):
         policy = make_policy(activation_checkpointing=on)
         with policy.updating():
-            policy(batch).logprobs_bT.sum().backward()
+            policy(batch).logprobs_nT.sum().backward()
         gradients.append([p.grad for p in policy.adapter_parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_an_architecture_that_changes_its_logits_after_the_head_is_refused() -> None:
-    model = make_model().requires_grad_(False)
+    model = make_model().requires_grad_(False).eval()
     forward = model.forward
 
     def capped(*args: object, **kwargs: object) -> object:
@@ -168,5 +177,13 @@ def test_an_architecture_that_changes_its_logits_after_the_head_is_refused() -> 
         return output
 
     model.forward = capped
-    with pytest.raises(CheckpointError, match="after the output layer"):
+    with pytest.raises(CheckpointError, match="one output layer"):
+        Policy(model)
+
+
+def test_an_architecture_that_ignores_the_attention_mask_is_refused() -> None:
+    model = make_model().requires_grad_(False).eval()
+    forward = model.model.forward
+    model.model.forward = lambda *args, **kwargs: forward(*args, **(kwargs | {"attention_mask": None}))
+    with pytest.raises(CheckpointError, match="causal attention"):
         Policy(model)

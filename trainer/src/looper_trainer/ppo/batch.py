@@ -1,7 +1,10 @@
-"""Tensors from completions: right-padded micro-batches, and the step-wide (B, T) view they index into.
+"""Tensors from completions: packed micro-batches, and the step-wide (B, T) view they index into.
 
-Masks come from lengths alone; which id pads, and whether it is also the EOS, changes nothing. With right
-padding and causal attention no real token ever sees padding, so no attention mask is needed either.
+A *pack* is one prompt followed by several of its completions. The prompt is read once for all of them:
+each completion sees the prompt and itself, and its positions count on from the prompt's end, so that its
+logprobs are those it would have alone. Packs are padded on the right.
+
+Masks come from lengths alone; which id pads, and whether it is also the EOS, changes nothing.
 
 A step's rows are cut once into minibatches and these into micro-batches, and every forward pass of the
 step (old logprobs, reference, each update) runs over the same micro-batches. Equal weights therefore give
@@ -10,6 +13,7 @@ bit-equal logprobs, and the first ratio of an update is exactly 1.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +21,11 @@ import torch
 from torch import Tensor
 
 PAD_ID = 0
+PROMPT_SEGMENT = 0
+PAD_SEGMENT = -1
+
+# Attention within a pack costs the square of its width: beyond this, reading the prompt again is cheaper.
+WIDEST_PACK = 2048
 
 
 @dataclass(frozen=True)
@@ -33,70 +42,115 @@ class Row:
         if len(self.completion_ids) != len(self.sampler_logprobs):
             raise ValueError("a row needs one sampler logprob for each completion token")
 
-    @property
-    def length(self) -> int:
-        """Tokens in all."""
-        return len(self.prompt_ids) + len(self.completion_ids)
-
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows that share a forward pass. b rows, S positions, T completion positions (t_max of these rows).
+    """Packs that share a forward pass: b packs of S positions, n completions of at most T tokens.
 
     Attributes:
-        rows_b: index of each row in the step's (B, T) tensors.
-        input_ids_bS: prompt, completion, padding.
-        completion_mask_bT: True at real completion tokens.
-        completion_ids_bT: the tokens whose logprobs are wanted; `PAD_ID` outside the mask.
-        state_index_bT: position in S of the state in which token t was chosen: the one before it.
+        rows_n: index of each completion in the step's (B, T) tensors.
+        input_ids_bS: prompt, completions, padding.
+        position_ids_bS: place of each token in its own text.
+        segment_ids_bS: 0 in the prompt, 1, 2, ... in the completions, -1 at padding.
+        completion_mask_nT: True at real completion tokens.
+        completion_ids_nT: the tokens whose logprobs are wanted; `PAD_ID` outside the mask.
+        state_index_nT: flat position in (b, S) of the state in which token t was chosen: the token before it.
     """
 
-    rows_b: Tensor
+    rows_n: Tensor
     input_ids_bS: Tensor
-    completion_mask_bT: Tensor
-    completion_ids_bT: Tensor
-    state_index_bT: Tensor
+    position_ids_bS: Tensor
+    segment_ids_bS: Tensor
+    completion_mask_nT: Tensor
+    completion_ids_nT: Tensor
+    state_index_nT: Tensor
+
+    def attention_mask(self) -> Tensor:
+        """True (b, 1, S, S) where a query (dim 2) sees a key (dim 3): its prompt and its own past."""
+        width = self.segment_ids_bS.shape[1]
+        past_SS = torch.ones(width, width, dtype=torch.bool, device=self.segment_ids_bS.device).tril()
+        query_bS1, key_b1S = self.segment_ids_bS[:, :, None], self.segment_ids_bS[:, None, :]
+        return (past_SS & ((key_b1S == PROMPT_SEGMENT) | (key_b1S == query_bS1)))[:, None]
 
 
 def micro_batch(
-    rows: Sequence[Row], indices: Sequence[int], device: torch.device | str = "cpu", pad_id: int = PAD_ID
+    rows: Sequence[Row],
+    packs: Sequence[Sequence[int]],
+    device: torch.device | str = "cpu",
+    pad_id: int = PAD_ID,
 ) -> MicroBatch:
-    """The micro-batch of `rows[i]` for i in `indices`, in that order."""
-    chosen = [rows[i] for i in indices]
-    prompt_lengths_b = torch.tensor([len(row.prompt_ids) for row in chosen])
-    completion_lengths_b = torch.tensor([len(row.completion_ids) for row in chosen])
-    positions_T = torch.arange(int(completion_lengths_b.max()))
-    mask_bT = positions_T[None, :] < completion_lengths_b[:, None]
-    input_ids_bS = torch.full((len(chosen), max(row.length for row in chosen)), pad_id)
-    completion_ids_bT = torch.full(mask_bT.shape, pad_id)
-    for line, row in enumerate(chosen):
-        input_ids_bS[line, : row.length] = torch.tensor([*row.prompt_ids, *row.completion_ids])
-        completion_ids_bT[line, : len(row.completion_ids)] = torch.tensor(row.completion_ids)
-    state_index_bT = (prompt_lengths_b[:, None] - 1 + positions_T[None, :]).masked_fill(~mask_bT, 0)
+    """The micro-batch of `packs`, each a list of indices of rows that have the same prompt."""
+    order = [i for pack in packs for i in pack]
+    lengths_n = torch.tensor([len(rows[i].completion_ids) for i in order])
+    positions_T = torch.arange(int(lengths_n.max()))
+    mask_nT = positions_T[None, :] < lengths_n[:, None]
+    ids_nT = torch.full(mask_nT.shape, pad_id)
+    state_nT = torch.zeros(mask_nT.shape, dtype=torch.long)
+    width = max(pack_width(rows, pack) for pack in packs)
+    input_ids_bS = torch.full((len(packs), width), pad_id)
+    position_ids_bS = torch.zeros(input_ids_bS.shape, dtype=torch.long)
+    segment_ids_bS = torch.full(input_ids_bS.shape, PAD_SEGMENT)
+    n = 0
+    for line, pack in enumerate(packs):
+        prompt = rows[pack[0]].prompt_ids
+        start = len(prompt)
+        input_ids_bS[line, :start] = torch.tensor(prompt)
+        position_ids_bS[line, :start] = torch.arange(start)
+        segment_ids_bS[line, :start] = PROMPT_SEGMENT
+        for segment, i in enumerate(pack, start=1):
+            completion = torch.tensor(rows[i].completion_ids)
+            end = start + len(completion)
+            input_ids_bS[line, start:end] = completion
+            position_ids_bS[line, start:end] = torch.arange(len(prompt), len(prompt) + len(completion))
+            segment_ids_bS[line, start:end] = segment
+            ids_nT[n, : len(completion)] = completion
+            state_nT[n, 0] = line * width + len(prompt) - 1
+            state_nT[n, 1 : len(completion)] = line * width + torch.arange(start, end - 1)
+            start, n = end, n + 1
     return MicroBatch(
-        rows_b=torch.tensor(list(indices), device=device),
+        rows_n=torch.tensor(order, device=device),
         input_ids_bS=input_ids_bS.to(device),
-        completion_mask_bT=mask_bT.to(device),
-        completion_ids_bT=completion_ids_bT.to(device),
-        state_index_bT=state_index_bT.to(device),
+        position_ids_bS=position_ids_bS.to(device),
+        segment_ids_bS=segment_ids_bS.to(device),
+        completion_mask_nT=mask_nT.to(device),
+        completion_ids_nT=ids_nT.to(device),
+        state_index_nT=state_nT.to(device),
     )
+
+
+def pack_width(rows: Sequence[Row], pack: Sequence[int]) -> int:
+    """Tokens of a pack: its prompt once, and its completions."""
+    return len(rows[pack[0]].prompt_ids) + sum(len(rows[i].completion_ids) for i in pack)
+
+
+def plan_packs(rows: Sequence[Row], indices: Sequence[int], max_width: int) -> list[list[int]]:
+    """`indices` grouped by prompt into packs of at most `max_width` tokens (a longer row is a pack alone)."""
+    by_prompt: defaultdict[tuple[int, ...], list[list[int]]] = defaultdict(list)
+    for i in indices:
+        packs = by_prompt[tuple(rows[i].prompt_ids)]
+        if packs and pack_width(rows, [*packs[-1], i]) <= max_width:
+            packs[-1].append(i)
+        else:
+            packs.append([i])
+    return [pack for packs in by_prompt.values() for pack in packs]
 
 
 def plan_micro_batches(
     rows: Sequence[Row], indices: Sequence[int], max_tokens: int, device: torch.device | str = "cpu"
 ) -> list[MicroBatch]:
-    """Cut `indices` into micro-batches of similar lengths, each of at most `max_tokens` padded tokens.
+    """Cut `indices` into micro-batches of at most `max_tokens` padded tokens, similar widths together.
 
     A row longer than `max_tokens` gets a micro-batch of its own.
     """
-    ordered = sorted(indices, key=lambda i: rows[i].length, reverse=True)
-    groups: list[list[int]] = []
-    for i in ordered:
-        # Rows come longest first, so the first row of a group sets its width.
-        if groups and rows[groups[-1][0]].length * (len(groups[-1]) + 1) <= max_tokens:
-            groups[-1].append(i)
+    packs = plan_packs(rows, indices, min(max_tokens, WIDEST_PACK))
+    packs.sort(key=lambda pack: pack_width(rows, pack), reverse=True)
+    groups: list[list[list[int]]] = []
+    for pack in packs:
+        # Packs come widest first, so the first one of a group sets its width.
+        if groups and pack_width(rows, groups[-1][0]) * (len(groups[-1]) + 1) <= max_tokens:
+            groups[-1].append(pack)
         else:
-            groups.append([i])
+            groups.append([pack])
     return [micro_batch(rows, group, device) for group in groups]
 
 

@@ -42,17 +42,17 @@ def warm_up_critic(
         batches = plan_micro_batches(
             rows, rng.sample(range(len(rows)), size), config.micro_batch_tokens, policy.device
         )
-        tokens = sum(int(batch.completion_mask_bT.sum()) for batch in batches)
+        tokens = sum(int(batch.completion_mask_nT.sum()) for batch in batches)
         error = 0.0
         for batch in batches:
-            mask_bT = batch.completion_mask_bT
-            scores_b = torch.tensor([scores[i] for i in batch.rows_b.tolist()], device=policy.device)
-            zeros_bT = torch.zeros(mask_bT.shape, device=policy.device)
-            rewards_bT = token_rewards(scores_b, zeros_bT, mask_bT, kl_coef=0.0)
-            _, returns_bT = gae(rewards_bT, zeros_bT, mask_bT, config.gamma, lam=1.0)
-            squared_bT = (policy.values(batch) - returns_bT) ** 2
-            share = int(mask_bT.sum()) / tokens
-            loss = masked_mean(squared_bT, mask_bT) * share
+            mask_nT = batch.completion_mask_nT
+            scores_n = torch.tensor([scores[i] for i in batch.rows_n.tolist()], device=policy.device)
+            zeros_nT = torch.zeros(mask_nT.shape, device=policy.device)
+            rewards_nT = token_rewards(scores_n, zeros_nT, mask_nT, kl_coef=0.0)
+            _, returns_nT = gae(rewards_nT, zeros_nT, mask_nT, config.gamma, lam=1.0)
+            squared_nT = (policy.values(batch) - returns_nT) ** 2
+            share = int(mask_nT.sum()) / tokens
+            loss = masked_mean(squared_nT, mask_nT) * share
             torch.autograd.backward(loss)
             error += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(policy.value_head.parameters(), config.max_grad_norm)

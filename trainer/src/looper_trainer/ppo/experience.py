@@ -47,11 +47,11 @@ def measure(policy: Policy, micro_batches: Sequence[MicroBatch], shape: tuple[in
     measured = Measured(*(torch.zeros(shape, device=policy.device) for _ in range(4)))
     for batch in micro_batches:
         output = policy(batch)
-        width = batch.completion_mask_bT.shape[1]
-        measured.logprobs_BT[batch.rows_b, :width] = output.logprobs_bT
-        measured.entropy_BT[batch.rows_b, :width] = output.entropy_bT
-        measured.values_BT[batch.rows_b, :width] = output.values_bT
-        measured.ref_logprobs_BT[batch.rows_b, :width] = policy.ref_logprobs(batch)
+        width = batch.completion_mask_nT.shape[1]
+        measured.logprobs_BT[batch.rows_n, :width] = output.logprobs_nT
+        measured.entropy_BT[batch.rows_n, :width] = output.entropy_nT
+        measured.values_BT[batch.rows_n, :width] = output.values_nT
+        measured.ref_logprobs_BT[batch.rows_n, :width] = policy.ref_logprobs(batch)
     return measured
 
 

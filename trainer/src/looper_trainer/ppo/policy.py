@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from looper_trainer.errors import CheckpointError
 from looper_trainer.models import load_base
-from looper_trainer.ppo.batch import MicroBatch
+from looper_trainer.ppo.batch import MicroBatch, Row, micro_batch
 from looper_trainer.ppo.config import PPOConfig
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 class PolicyOutput(NamedTuple):
-    """What one forward pass says of a micro-batch's completions: each (b, T), float32, zero at padding."""
+    """What one forward pass says of a micro-batch's completions: each (n, T), float32, zero at padding."""
 
-    logprobs_bT: Tensor
-    entropy_bT: Tensor
-    values_bT: Tensor
+    logprobs_nT: Tensor
+    entropy_nT: Tensor
+    values_nT: Tensor
 
 
 class Policy(nn.Module):
@@ -74,7 +74,7 @@ class Policy(nn.Module):
         if activation_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.eval()
-        self._check_head()
+        self._check_architecture()
 
     @classmethod
     def load(cls, config: PPOConfig) -> tuple[Policy, Any]:
@@ -103,23 +103,23 @@ class Policy(nn.Module):
     def forward(self, batch: MicroBatch, with_entropy_gradient: bool = False) -> PolicyOutput:
         """Logprobs, entropies and values at the completion tokens of `batch`."""
         hidden_NH = self._completion_states(batch)
-        targets_N = batch.completion_ids_bT[batch.completion_mask_bT]
+        targets_N = batch.completion_ids_nT[batch.completion_mask_nT]
         logprobs_N, entropy_N = self._logprobs(hidden_NH, targets_N, with_entropy_gradient)
         values_N = self.value_head(hidden_NH.float())[:, 0]
         return PolicyOutput(*(_unpack(x_N, batch) for x_N in (logprobs_N, entropy_N, values_N)))
 
     def values(self, batch: MicroBatch) -> Tensor:
-        """Values (b, T) whose gradient stops at the value head."""
+        """Values (n, T) whose gradient stops at the value head."""
         with torch.no_grad():
             hidden_NH = self._completion_states(batch)
         return _unpack(self.value_head(hidden_NH.float())[:, 0], batch)
 
     @torch.no_grad()
     def ref_logprobs(self, batch: MicroBatch) -> Tensor:
-        """Logprobs (b, T) under the reference: the same trunk with its adapter disabled."""
+        """Logprobs (n, T) under the reference: the same trunk with its adapter disabled."""
         with self.model.disable_adapter():
             hidden_NH = self._completion_states(batch)
-        targets_N = batch.completion_ids_bT[batch.completion_mask_bT]
+        targets_N = batch.completion_ids_nT[batch.completion_mask_nT]
         return _unpack(self._logprobs(hidden_NH, targets_N, with_entropy_gradient=False)[0], batch)
 
     @contextmanager
@@ -140,12 +140,13 @@ class Policy(nn.Module):
     def _completion_states(self, batch: MicroBatch) -> Tensor:
         """Final hidden states (N, H) in which the N real completion tokens were chosen, row by row."""
         with self.precision():
-            # No attention mask: see `batch`. Positions count from 0, as padding is on the right.
             hidden_bSH = self.causal_lm.base_model(
-                input_ids=batch.input_ids_bS, use_cache=False
+                input_ids=batch.input_ids_bS,
+                attention_mask=batch.attention_mask(),
+                position_ids=batch.position_ids_bS,
+                use_cache=False,
             ).last_hidden_state
-        line_N, t_N = batch.completion_mask_bT.nonzero(as_tuple=True)
-        states_NH: Tensor = hidden_bSH[line_N, batch.state_index_bT[line_N, t_N]]
+        states_NH: Tensor = hidden_bSH.flatten(0, 1)[batch.state_index_nT[batch.completion_mask_nT]]
         return states_NH
 
     def _logprobs(
@@ -162,25 +163,30 @@ class Policy(nn.Module):
             )
 
     @torch.no_grad()
-    def _check_head(self) -> None:
-        """Refuse an architecture whose logits are more than its output layer on its final hidden state."""
-        head = self.causal_lm.get_output_embeddings()
-        ids = (
-            torch.arange(4, device=self.device)[None, :] % self.causal_lm.config.get_text_config().vocab_size
-        )
-        whole = self.causal_lm(input_ids=ids, use_cache=False).logits.float()
-        ours = head(self.causal_lm.base_model(input_ids=ids, use_cache=False).last_hidden_state).float()
-        if not torch.allclose(whole, ours, rtol=1e-3, atol=1e-3):
-            name = type(self.causal_lm).__name__
-            raise CheckpointError(
-                f"{name} changes its logits after the output layer; PPO cannot train it yet"
-            )
+    def _check_architecture(self) -> None:
+        """Refuse a model that does more than attention within packs and one output layer can reproduce."""
+        vocab_size = self.causal_lm.config.get_text_config().vocab_size
+        ids = [i % vocab_size for i in (5, 3, 8, 2, 9, 7)]
+        rows = [Row(ids[:2], ids[2:4], [0.0] * 2), Row(ids[:2], ids[3:6], [0.0] * 3)]
+        packed_nT = self.ref_logprobs(micro_batch(rows, [[0, 1]], self.device))
+        for line, row in enumerate(rows):
+            text = torch.tensor([[*row.prompt_ids, *row.completion_ids]], device=self.device)
+            with self.precision(), self.model.disable_adapter():
+                logits = self.causal_lm(input_ids=text, use_cache=False).logits[0, 1:-1].float()
+            plain_TV = (logits / self.temperature).log_softmax(dim=-1)
+            plain_T = plain_TV.gather(1, text[0, 2:, None])[:, 0]
+            tolerance = 1e-3 if self.causal_lm.dtype == torch.float32 else 0.1
+            if not torch.allclose(packed_nT[line, : len(plain_T)], plain_T, atol=tolerance, rtol=tolerance):
+                name = type(self.causal_lm).__name__
+                raise CheckpointError(
+                    f"{name} does more than causal attention and one output layer; PPO cannot train it yet"
+                )
 
 
 def _unpack(x_N: Tensor, batch: MicroBatch) -> Tensor:
-    """(b, T) with `x_N` at the real tokens and zero elsewhere."""
-    zeros_bT = x_N.new_zeros(batch.completion_mask_bT.shape)
-    return zeros_bT.masked_scatter(batch.completion_mask_bT, x_N)
+    """(n, T) with `x_N` at the real tokens and zero elsewhere."""
+    zeros_nT = x_N.new_zeros(batch.completion_mask_nT.shape)
+    return zeros_nT.masked_scatter(batch.completion_mask_nT, x_N)
 
 
 def chunked_logprobs(

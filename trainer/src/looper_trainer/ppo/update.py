@@ -48,12 +48,12 @@ class _Tally:
         self.sums: defaultdict[str, float] = defaultdict(float)
         self.ratio_min, self.ratio_max = float("inf"), float("-inf")
 
-    def add(self, mask_bT: Tensor, ratio_bT: Tensor, **per_token: Tensor) -> None:
-        self.tokens += int(mask_bT.sum())
-        for name, x_bT in per_token.items():
-            self.sums[name] += float(x_bT.detach()[mask_bT].double().sum())
-        if mask_bT.any():
-            ratio_N = ratio_bT.detach()[mask_bT]
+    def add(self, mask_nT: Tensor, ratio_nT: Tensor, **per_token: Tensor) -> None:
+        self.tokens += int(mask_nT.sum())
+        for name, x_nT in per_token.items():
+            self.sums[name] += float(x_nT.detach()[mask_nT].double().sum())
+        if mask_nT.any():
+            ratio_N = ratio_nT.detach()[mask_nT]
             self.sums["ratio_mean"] += float(ratio_N.double().sum())
             self.ratio_min = min(self.ratio_min, float(ratio_N.min()))
             self.ratio_max = max(self.ratio_max, float(ratio_N.max()))
@@ -142,39 +142,39 @@ def _accumulate_gradients(
     tallies: tuple[_Tally, ...],
 ) -> None:
     """Gradients of the minibatch's loss: a mean over its real tokens, whatever its micro-batches."""
-    masks = [experience.mask_BT[batch.rows_b, : batch.completion_mask_bT.shape[1]] for batch in minibatch]
-    tokens = sum(int(mask_bT.sum()) for mask_bT in masks)
-    for batch, mask_bT in zip(minibatch, masks, strict=True):
-        if not mask_bT.any():
+    masks = [experience.mask_BT[batch.rows_n, : batch.completion_mask_nT.shape[1]] for batch in minibatch]
+    tokens = sum(int(mask_nT.sum()) for mask_nT in masks)
+    for batch, mask_nT in zip(minibatch, masks, strict=True):
+        if not mask_nT.any():
             continue
-        width = mask_bT.shape[1]
-        old_logprobs_bT = experience.old_logprobs_BT[batch.rows_b, :width]
+        width = mask_nT.shape[1]
+        old_logprobs_nT = experience.old_logprobs_BT[batch.rows_n, :width]
         if train_policy:
             output = policy(batch, with_entropy_gradient=config.entropy_coef > 0)
-            logprobs_bT, entropy_bT, values_bT = output
+            logprobs_nT, entropy_nT, values_nT = output
         else:
-            logprobs_bT, entropy_bT = old_logprobs_bT, torch.zeros_like(old_logprobs_bT)
-            values_bT = policy.values(batch)
-        policy_loss_bT, ratio_bT, clipped_bT = clipped_policy_loss(
-            logprobs_bT, old_logprobs_bT, experience.advantages_BT[batch.rows_b, :width], config.clip_range
+            logprobs_nT, entropy_nT = old_logprobs_nT, torch.zeros_like(old_logprobs_nT)
+            values_nT = policy.values(batch)
+        policy_loss_nT, ratio_nT, clipped_nT = clipped_policy_loss(
+            logprobs_nT, old_logprobs_nT, experience.advantages_BT[batch.rows_n, :width], config.clip_range
         )
-        value_loss_bT, value_clipped_bT = clipped_value_loss(
-            values_bT,
-            experience.old_values_BT[batch.rows_b, :width],
-            experience.returns_BT[batch.rows_b, :width],
+        value_loss_nT, value_clipped_nT = clipped_value_loss(
+            values_nT,
+            experience.old_values_BT[batch.rows_n, :width],
+            experience.returns_BT[batch.rows_n, :width],
             config.value_clip_range,
         )
-        weighted_bT = policy_loss_bT * experience.importance_BT[batch.rows_b, :width]
-        loss_bT = weighted_bT + config.vf_coef * value_loss_bT - config.entropy_coef * entropy_bT
-        (loss_bT.masked_fill(~mask_bT, 0.0).sum() / tokens).backward()
+        weighted_nT = policy_loss_nT * experience.importance_BT[batch.rows_n, :width]
+        loss_nT = weighted_nT + config.vf_coef * value_loss_nT - config.entropy_coef * entropy_nT
+        (loss_nT.masked_fill(~mask_nT, 0.0).sum() / tokens).backward()
         for tally in tallies:
             tally.add(
-                mask_bT,
-                ratio_bT,
-                policy_loss=weighted_bT,
-                value_loss=value_loss_bT,
-                clip_fraction=clipped_bT.float(),
-                value_clip_fraction=value_clipped_bT.float(),
-                update_kl_k1=kl_k1(old_logprobs_bT, logprobs_bT),
-                update_kl_k3=kl_k3(old_logprobs_bT, logprobs_bT),
+                mask_nT,
+                ratio_nT,
+                policy_loss=weighted_nT,
+                value_loss=value_loss_nT,
+                clip_fraction=clipped_nT.float(),
+                value_clip_fraction=value_clipped_nT.float(),
+                update_kl_k1=kl_k1(old_logprobs_nT, logprobs_nT),
+                update_kl_k3=kl_k3(old_logprobs_nT, logprobs_nT),
             )
