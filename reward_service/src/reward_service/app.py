@@ -118,7 +118,7 @@ def load_scorer(settings: Settings) -> Engine:
 class Guard:
     """Outermost layer: names the request, settles who asks, turns whatever fails into a constant problem.
 
-    Before a key is known to be good, nothing of a request but its path and its Authorization is looked at.
+    Before a key is known to be good, only path, Authorization and size of the head are looked at.
     """
 
     def __init__(self, app: ASGIApp, keys: KeyRing, settings: Settings) -> None:
@@ -140,6 +140,8 @@ class Guard:
         state.update(arrived=arrived, request_id=secrets.token_hex(16), principal=None)
         exchange = _Exchange(receive, send)
         try:
+            if self._head_bytes(scope) > self._settings.max_header_bytes:
+                raise ProblemError(ProblemCode.HEADERS_TOO_LARGE)
             if scope["path"] != OPEN_PATH:
                 state["principal"] = self._authenticate(scope)
             await self._app(scope, exchange.receive, exchange.send)
@@ -153,6 +155,15 @@ class Guard:
         finally:
             if scope["path"] != OPEN_PATH:
                 self._log(scope, exchange, time.monotonic() - arrived)
+
+    @staticmethod
+    def _head_bytes(scope: Scope) -> int:
+        # The parser's own bound holds only for a head that arrives in pieces.
+        return (
+            len(scope["path"])
+            + len(scope["query_string"])
+            + sum(len(n) + len(v) for n, v in scope["headers"])
+        )
 
     def _authenticate(self, scope: Scope) -> Principal:
         values = [value for name, value in scope["headers"] if name == b"authorization"]

@@ -186,6 +186,7 @@ def revoke_key(home: Path, key_id: str) -> None:
     Raises:
         StartError: there is no such key.
     """
+    read_keys(home)  # says what to do where there is no folder to lock
     with locked(home):
         known = read_keys(home)
         if key_id not in {record.id for record in known.keys}:

@@ -46,34 +46,38 @@ def serve(settings: Settings) -> None:
     Raises:
         StartError: no key, port taken, or models that cannot be loaded. Nothing has been served then.
     """
-    configure_logging()
     if not KeyRing(settings.home).any_active():
         raise StartError(f"no active key: run `{CREATE_COMMAND}`")
     listener = _bind(settings)
     try:
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        configure_logging()
         app = create_app(settings)
-        config = uvicorn.Config(
-            app,
-            http=protocol_for(settings),
-            ws="none",
-            loop="asyncio",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            proxy_headers=False,
-            h11_max_incomplete_event_size=settings.max_header_bytes,
-            timeout_graceful_shutdown=max(1, round(settings.drain_s)),
-        )
         # uvicorn repeats the signal to these handlers after it has drained: a wanted end is no failure.
         for wanted in (signal.SIGTERM, signal.SIGINT):
             signal.signal(wanted, lambda *_: None)
-        _Server(config, app, url).run(sockets=[listener])
+        _Server(server_config(app, settings), app, url).run(sockets=[listener])
     finally:
         listener.close()
+
+
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves `app`: our h11 protocol, nothing that tells what runs here, nothing logged by it."""
+    return uvicorn.Config(
+        app,
+        http=protocol_for(settings),
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        h11_max_incomplete_event_size=settings.max_header_bytes,
+        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+    )
 
 
 def _bind(settings: Settings) -> socket.socket:

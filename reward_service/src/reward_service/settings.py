@@ -26,10 +26,11 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseModel):
-    """All settings; see `reward_service/README.md` for how to choose the limits.
+    """All settings.
 
     Limits on one request are stated in `GET /v1/info`, and clients split their batches by them. A PPO batch
-    of 64 arms of 1,000 tokens is about 0.5 MB.
+    of 64 arms of 1,000 tokens is about 0.5 MB. `max_waiting_*` bound what is inside the service at a time,
+    `batch_arms` what the scorer sees at once: more helps a GPU, less keeps deadlines sharp on a CPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from reward_service import auth
+from reward_service.auth import KeyRing, Scope
+from reward_service.cli import main
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "new" / "home"
+    monkeypatch.setenv("REWARD_SERVICE_HOME", str(path))
+    return path
+
+
+def create(capsys: pytest.CaptureFixture[str], *options: str, scopes: str = "score:reward") -> str:
+    main(["keys", "create", "--name", "n", "--scopes", scopes, *options])
+    return capsys.readouterr().out
+
+
+def test_create_prepares_the_folder_and_prints_the_key_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = create(capsys, scopes="score:reward, score:components")
+    assert printed.count("\n") == 1
+    principal = KeyRing(folder).authenticate(printed.strip())
+    assert principal is not None
+    assert principal.scopes == {Scope.SCORE_REWARD, Scope.SCORE_COMPONENTS}
+
+
+def test_init_twice_keeps_the_pepper(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["init"])
+    pepper = (folder / "pepper").read_text()
+    main(["init"])
+    assert (folder / "pepper").read_text() == pepper
+    assert str(folder) in capsys.readouterr().out
+
+
+def test_list_shows_every_state_and_no_secret(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = create(capsys)
+    bounded = create(capsys, "--expires-days", "2")
+    revoked = create(capsys)
+    expired = auth.create_key(folder, "old", [Scope.METRICS_READ], expires=time.time() - 1)
+    main(["keys", "revoke", revoked.split("_")[1]])
+    capsys.readouterr()
+    main(["keys", "list"])
+    listed = capsys.readouterr().out
+    states = [line.split()[1:3] for line in listed.splitlines()]
+    assert [line.split()[0] for line in listed.splitlines()] == [
+        key.split("_")[1] for key in (plain, bounded, revoked, expired)
+    ]
+    assert [state[0] for state in states] == ["active", "active", "revoked", "expired"]
+    assert "active until" in listed
+    for key in (plain, bounded, revoked, expired):
+        assert key.split("_")[2] not in listed
+
+
+def test_expiry_is_counted_in_days(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    create(capsys, "--expires-days", "2")
+    record = auth.read_keys(folder).keys[0]
+    assert record.expires is not None
+    assert record.expires - record.created == pytest.approx(172_800, abs=5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["keys", "list"], "keys create"),
+        (["keys", "revoke", "abc"], "keys create"),
+        (["serve"], "keys create"),
+        (["keys", "create", "--name", "", "--scopes", "score:reward"], "name"),
+    ],
+)
+def test_a_failure_is_one_line_and_exit_code_2(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err.count("\n") == 1
+    assert written.err.startswith("error: ")
+    assert words in written.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["keys"],
+        ["frobnicate"],
+        ["keys", "create", "--name", "n"],
+        ["keys", "create", "--name", "n", "--scopes", "score:everything"],
+        ["keys", "create", "--name", "n", "--scopes", ""],
+        ["keys", "create", "--name", "n", "--scopes", "score:reward", "--expires-days", "0"],
+        ["keys", "create", "--name", "n", "--scopes", "score:reward", "--expires-days", "nan"],
+        ["serve", "--port", "http"],
+    ],
+)
+def test_wrong_use_is_exit_code_2_and_makes_nothing(folder: Path, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert not (folder / "keys.json").exists()

