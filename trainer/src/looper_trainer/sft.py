@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -184,6 +185,40 @@ def question_digest(question: str) -> str:
     return hashlib.sha256(" ".join(question.casefold().split()).encode()).hexdigest()
 
 
+class LengthGroupedOrder:
+    """The order of an epoch: random batches of problems of similar length, to waste little on padding.
+
+    A function of (seed, epoch) alone, so that a resumed run sees what the interrupted one would have seen;
+    the libraries' own length grouping draws from a generator that a resume does not restore.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        rng = random.Random(f"{self.seed}/{self.epoch}")
+        shuffled = rng.sample(range(len(self)), len(self))
+        pool = 32 * self.batch_size  # sorted within pools only, so that batches differ between epochs
+        batches: list[list[int]] = []
+        for start in range(0, len(shuffled), pool):
+            alike = sorted(shuffled[start : start + pool], key=lambda place: self.lengths[place])
+            batches += [alike[i : i + self.batch_size] for i in range(0, len(alike), self.batch_size)]
+        whole = [batch for batch in batches if len(batch) == self.batch_size]
+        rng.shuffle(whole)
+        rest = [place for batch in batches if len(batch) < self.batch_size for place in batch]
+        return iter([place for batch in whole for place in batch] + rest)
+
+
 def _make_trainer(
     config: SFTStageConfig, train: Sequence[Problem], dev: Sequence[Problem], partial: Path
 ) -> Any:
@@ -201,9 +236,7 @@ def _make_trainer(
     longest = min(config.max_length, window)
     columns, too_long = encode_problems(tokenizer, train, longest)
     if not columns["input_ids"]:
-        raise DataError(
-            f"{config.train_file}: every problem is longer than {longest} tokens; raise --max-length"
-        )
+        raise DataError(f"{config.train_file}: all problems exceed {longest} tokens; raise --max-length")
     dev_columns, _ = encode_problems(tokenizer, dev, longest)
     print(f"sft: {len(columns['length'])} problems to train on, {too_long} left out as too long", flush=True)
     checkpointing = on_gpu if config.gradient_checkpointing is None else config.gradient_checkpointing
@@ -221,7 +254,6 @@ def _make_trainer(
         gradient_checkpointing=checkpointing,
         max_length=None,  # encode_problems has seen to it
         completion_only_loss=True,
-        train_sampling_strategy="group_by_length",
         bf16=on_gpu and torch.cuda.is_bf16_supported(),
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
@@ -242,7 +274,13 @@ def _make_trainer(
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    trainer = SFTTrainer(
+    order = LengthGroupedOrder(columns["length"], config.batch_size, config.seed)
+
+    class Trainer(SFTTrainer):  # type: ignore[misc]
+        def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedOrder:
+            return order
+
+    trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_dict(columns),

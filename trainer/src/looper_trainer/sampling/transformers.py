@@ -248,9 +248,11 @@ def load_sampler(
         ConfigError: there is no such device or dtype.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     place = resolve_device(device)
     require_checkpoint(path_or_name)
+    logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path_or_name)
         model = AutoModelForCausalLM.from_pretrained(path_or_name, dtype=resolve_dtype(dtype, place))

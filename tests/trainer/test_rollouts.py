@@ -1,0 +1,246 @@
+"""Rollouts: who made them, what they earned, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from looper_schemas.answers import answers_match, extract_answer
+from looper_schemas.prompt import format_prompt
+from looper_schemas.records import Problem, RolloutRecord, read_records, write_records
+from looper_schemas.scoring import Limits
+from looper_trainer.errors import DataError, RewardUnavailable, ScorerMismatch
+from looper_trainer.rollouts import RolloutsConfig, policy_id, run, trajectory_seed
+from looper_trainer.sampling.base import SamplingParams
+from looper_trainer.sampling.transformers import load_sampler
+from looper_trainer.testing import FakeRewardServer
+
+PROBLEMS = [
+    Problem(id=f"p/{n}", question=f"Ann has {n} apples. How many?", answer=str(n), cot=f"She has {n}.")
+    for n in range(10)
+]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRewardServer]:
+    with FakeRewardServer("random", key="rollout-key") as running:
+        monkeypatch.setenv("LOOPER_REWARD_URL", running.url)
+        monkeypatch.setenv("LOOPER_REWARD_KEY", "rollout-key")
+        yield running
+
+
+@pytest.fixture
+def config(tiny_model: Path, tmp_path: Path) -> RolloutsConfig:
+    write_records(tmp_path / "q.jsonl", PROBLEMS)
+    return RolloutsConfig(
+        model=str(tiny_model),
+        questions_file=tmp_path / "q.jsonl",
+        output=tmp_path / "out" / "r.jsonl",
+        max_new_tokens=12,
+        questions_per_batch=3,
+        give_up_after_s=1.0,
+        device="cpu",
+    )
+
+
+def changed(config: RolloutsConfig, **changes: Any) -> RolloutsConfig:
+    return config.model_copy(update=changes)
+
+
+def test_every_question_has_its_trajectories_with_the_services_rewards(
+    config: RolloutsConfig, server: FakeRewardServer
+) -> None:
+    run(config)
+    records = read_records(config.output, RolloutRecord)
+    assert [record.id for record in records] == [problem.id for problem in PROBLEMS]
+    sent = {item.id: item for request in server.requests for item in request.questions}
+    for record, problem in zip(records, PROBLEMS, strict=True):
+        assert (record.question, record.gold_answer) == (problem.question, problem.answer)
+        assert record.scorer_id == server.scorer_id
+        assert record.policy == policy_id(config.model)
+        assert record.reward_mode == "arm_gated"
+        assert record.scores is not None
+        assert len(record.trajectories) == 4
+        assert len({trajectory.seed for trajectory in record.trajectories}) == 4
+        for arm, trajectory in zip(sent[record.id].arms, record.trajectories, strict=True):
+            assert arm.full_text == trajectory.output
+            assert trajectory.reward == server._reward(sent[record.id], arm)
+            assert trajectory.final_answer == extract_answer(trajectory.output)
+    assert {request.purpose.value for request in server.requests} == {"rollout"}
+    assert sorted(path.name for path in config.output.parent.iterdir()) == ["r.jsonl", "r_config.toml"]
+
+
+def test_a_trajectory_can_be_drawn_again_from_its_record(
+    config: RolloutsConfig, server: FakeRewardServer
+) -> None:
+    run(changed(config, limit=2))
+    record = read_records(config.output, RolloutRecord)[1]
+    sampler = load_sampler(config.model, device="cpu")
+    prompt = sampler.encode(format_prompt(record.question))
+    for trajectory in record.trajectories:
+        assert trajectory.seed is not None
+        ((again,),) = sampler.sample([prompt], SamplingParams(12), [[trajectory.seed]])
+        assert (again.text, len(again.token_ids)) == (trajectory.output, trajectory.tokens_out)
+
+
+def test_correct_solutions_earn_more(config: RolloutsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeRewardServer("correct", key="k") as server:
+        monkeypatch.setenv("LOOPER_REWARD_URL", server.url)
+        monkeypatch.setenv("LOOPER_REWARD_KEY", "k")
+        run(config)
+    for record in read_records(config.output, RolloutRecord):
+        for trajectory in record.trajectories:
+            right = answers_match(trajectory.output, record.gold_answer)
+            assert trajectory.reward == (1.0 if right else -0.5)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_file(
+    config: RolloutsConfig, server: FakeRewardServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = changed(config, output=config.output.with_name("whole.jsonl"))
+    run(whole)
+    scored = len(server.requests)
+    partial = config.output.with_name("r.jsonl.partial")
+
+    real = server._response
+
+    def fail_third(request: Any, digest: str) -> Any:
+        if len(server.requests) == scored + 2:
+            server.faults.unavailable = 1000
+        return real(request, digest)
+
+    server._response = fail_third  # type: ignore[method-assign]
+    server.faults.corrupt = 0
+    with pytest.raises(RewardUnavailable):
+        run(config)
+    server._response = real  # type: ignore[method-assign]
+    server.faults.unavailable = 0
+    assert not config.output.exists()
+    kept = partial.read_text(encoding="utf-8")
+    assert 0 < kept.count("\n") < 10
+    partial.write_text(kept + '{"id": "p/9", "quest', encoding="utf-8")  # the machine died while writing
+    run(config)
+    assert f"continuing after {kept.count(chr(10))} of 10" in capsys.readouterr().out
+    assert config.output.read_bytes() == whole.output.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"temperature": 0.5}, "temperature"),
+        ({"samples_per_question": 2}, "samples_per_question"),
+        ({"reward_mode": "question"}, "reward_mode"),
+    ],
+)
+def test_other_settings_refuse_to_continue_it(
+    config: RolloutsConfig, server: FakeRewardServer, change: dict[str, Any], named: str
+) -> None:
+    interrupt(config, server)
+    other = RolloutsConfig.model_validate(config.model_dump() | change)
+    with pytest.raises(DataError, match=f"another {named};"):
+        run(other)
+
+
+def test_another_scorer_refuses_to_continue_it(config: RolloutsConfig, server: FakeRewardServer) -> None:
+    interrupt(config, server)
+    server.scorer_id = "redeployed"
+    with pytest.raises(DataError, match="another scorer_id;"):
+        run(config)
+
+
+def test_another_policy_refuses_to_continue_it(
+    config: RolloutsConfig, server: FakeRewardServer, tmp_path: Path
+) -> None:
+    import shutil
+
+    model = tmp_path / "policy"
+    shutil.copytree(config.model, model)
+    config = changed(config, model=str(model))
+    interrupt(config, server)
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(bytes(weights))
+    with pytest.raises(DataError, match="another policy;"):
+        run(config)
+
+
+def interrupt(config: RolloutsConfig, server: FakeRewardServer) -> None:
+    """Leave a partial file of at least one batch behind."""
+    real = server._response
+
+    def fail_later(request: Any, digest: str) -> Any:
+        server.faults.unavailable = 1000
+        return real(request, digest)
+
+    server._response = fail_later  # type: ignore[method-assign]
+    with pytest.raises(RewardUnavailable):
+        run(config)
+    server._response = real  # type: ignore[method-assign]
+    server.faults.unavailable = 0
+    assert config.output.with_name("r.jsonl.partial").stat().st_size > 0
+
+
+def test_a_scorer_that_changes_meanwhile_ends_the_run(
+    config: RolloutsConfig, server: FakeRewardServer
+) -> None:
+    real = server._response
+
+    def redeploy(request: Any, digest: str) -> Any:
+        reply = real(request, digest)
+        server.scorer_id = "redeployed"
+        return reply
+
+    server._response = redeploy  # type: ignore[method-assign]
+    with pytest.raises(ScorerMismatch):
+        run(config)
+    assert not config.output.exists()
+
+
+def test_a_finished_file_is_never_overwritten(config: RolloutsConfig, server: FakeRewardServer) -> None:
+    run(changed(config, limit=1))
+    before = config.output.read_bytes()
+    with pytest.raises(DataError, match="exists already"):
+        run(config)
+    assert config.output.read_bytes() == before
+
+
+def test_an_unscorable_question_keeps_reward_null_and_is_counted(
+    config: RolloutsConfig, server: FakeRewardServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.faults.failing = {"p/2": 100}
+    server.faults.failing_is_retryable = False
+    run(config)
+    record = read_records(config.output, RolloutRecord)[2]
+    assert [trajectory.reward for trajectory in record.trajectories] == [None] * 4
+    assert record.scores is None
+    assert "unscored 1" in capsys.readouterr().out
+    line = json.loads(config.output.read_text(encoding="utf-8").splitlines()[2])
+    assert line["trajectories"][0]["reward"] is None
+
+
+def test_small_limits_of_the_service_change_no_record(
+    config: RolloutsConfig, server: FakeRewardServer
+) -> None:
+    run(config)
+    server.limits = Limits(max_questions=1, max_arms=4, max_text_chars=10_000, max_body_bytes=10**6)
+    again = changed(config, output=config.output.with_name("again.jsonl"), questions_per_batch=10)
+    run(again)
+    assert again.output.read_bytes() == config.output.read_bytes()
+
+
+def test_seeds_differ_by_question_place_and_run_and_by_nothing_else() -> None:
+    seeds = {trajectory_seed(s, q, i) for s in range(5) for q in ("a", "b", "1\n2") for i in range(5)}
+    assert len(seeds) == 75
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert trajectory_seed(1, "a", 2) == trajectory_seed(1, "a", 2)
+
+
+def test_repeated_ids_are_refused(config: RolloutsConfig, server: FakeRewardServer) -> None:
+    write_records(config.questions_file, [PROBLEMS[0], PROBLEMS[0]])
+    with pytest.raises(DataError, match="ids repeat"):
+        run(config)
