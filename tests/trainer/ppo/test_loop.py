@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -295,6 +297,68 @@ def test_run_trains_over_http_and_leaves_a_plain_model_that_transformers_loads(
     model = AutoModelForCausalLM.from_pretrained(files.output / "merged")
     assert not any("lora" in name for name, _ in model.named_parameters())
     assert AutoTokenizer.from_pretrained(files.output / "merged").eos_token == "<eos>"
+
+
+def test_an_outage_in_the_middle_changes_no_reward_and_no_weight(
+    files: PPOConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOOPER_REWARD_KEY", "test-key")
+    configs = [files.model_copy(update={"output": files.output / name, "run_id": "same"}) for name in "ab"]
+    configs = [config.model_copy(update={"steps": 3, "merge": False}) for config in configs]
+    for config, outage in zip(configs, (False, True), strict=True):
+        with FakeRewardServer(mode="random", seed=3) as server:
+            monkeypatch.setenv("LOOPER_REWARD_URL", server.url)
+            if outage:
+                stop_at_second_request(server, monkeypatch, down_s=1.0)
+            run(config)
+            assert [request.step for request in server.requests] == [1, 2, 3]
+    assert "waiting for the reward service" in capfd.readouterr().err
+    assert without_seconds(configs[0]) == without_seconds(configs[1])
+    assert saved(configs[0], 3) == saved(configs[1], 3)
+    assert max(line["seconds"]["score_wait"] for line in metrics_of(configs[1])[1:]) > 0.5
+
+
+def stop_at_second_request(server: FakeRewardServer, monkeypatch: pytest.MonkeyPatch, down_s: float) -> None:
+    """Take the server down when it is asked to score step 2, before it answers, and up again later."""
+    answer, due = server.answer, [True]
+
+    def failing(idempotency_key: str | None, body: bytes) -> Any:
+        if due and json.loads(body)["step"] == 2:
+            due.clear()
+            threading.Thread(target=restart).start()
+            time.sleep(down_s / 2)  # the reply is on no wire when the port closes
+        return answer(idempotency_key, body)
+
+    def restart() -> None:
+        server.stop()
+        time.sleep(down_s)
+        server.start()
+
+    monkeypatch.setattr(server, "answer", failing)
+
+
+def test_a_service_that_stays_away_pauses_the_run_and_resume_ends_it_with_the_same_weights(
+    files: PPOConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOOPER_REWARD_KEY", "test-key")
+    whole, paused = (
+        files.model_copy(update={"output": files.output / name, "run_id": "same", "steps": 3, "merge": False})
+        for name in ("whole", "paused")
+    )
+    with FakeRewardServer(mode="random", seed=3) as server:
+        monkeypatch.setenv("LOOPER_REWARD_URL", server.url)
+        run(whole)
+        server.faults.failing = {f"p{i}": 100 for i in range(12)}
+        server.faults.failing_is_retryable = False
+        with pytest.raises(RewardError, match=r"step 0 is saved.*--resume"):
+            run(paused)
+        server.faults.failing = {}
+        run(paused.model_copy(update={"resume": True}))
+    with FakeRewardServer(mode="random", seed=4) as other:
+        monkeypatch.setenv("LOOPER_REWARD_URL", other.url)
+        with pytest.raises(RewardError, match="pinned"):
+            run(paused.model_copy(update={"resume": True, "steps": 4}))
+    assert saved(whole, 3) == saved(paused, 3)
 
 
 def test_bad_files_are_refused_before_any_model_is_loaded(files: PPOConfig, tmp_path: Path) -> None:

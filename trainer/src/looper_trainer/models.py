@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from pydantic import ConfigDict
 from torch import nn
 
 from looper_trainer.config import StageConfig
@@ -20,11 +21,16 @@ WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 
 class MergeConfig(StageConfig):
-    """Settings of `looper merge`. `base` is by default the model that the adapter says it was trained on."""
+    """Merge a LoRA adapter into its base model."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     adapter: Path = Path("checkpoints/ppo_rl/adapter")
+    """folder of the adapter"""
     base: str | None = None
+    """model it belongs to; none: the one it says it was trained on"""
     output: Path = Path("checkpoints/ppo_rl/merged")
+    """folder of the plain model"""
 
 
 def load_base(

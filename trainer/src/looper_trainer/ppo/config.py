@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from looper_schemas.scoring import Disclosure, RewardMode
 from looper_trainer.config import StageConfig
@@ -18,7 +18,7 @@ Discount = Annotated[float, Field(ge=0, le=1)]
 
 
 class PPOConfig(StageConfig):
-    """One PPO run.
+    """Train with PPO on the scores of a reward service.
 
     A step takes `batch_size` questions with `samples_per_question` completions each, and goes over them
     `ppo_epochs` times; an optimizer step takes `mini_batch_size * gradient_accumulation_steps` questions
@@ -26,69 +26,123 @@ class PPOConfig(StageConfig):
     of memory and changes no result. Training samples use the full distribution (top_p is always 1).
     """
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     # What is trained, on what, and where the result goes.
     model: str = "checkpoints/sft"
+    """SFT model to start from, also the reference policy: a folder or a hub name"""
     train_file: Path = Path("data/gsm8k_train.jsonl")
+    """problems to train on"""
     dev_file: Path | None = Path("data/gsm8k_dev.jsonl")
+    """problems for the greedy accuracy that picks the best checkpoint; none to skip it"""
     rollouts_file: Path | None = None
+    """scored rollouts: train only on questions solved sometimes, warm the critic up on them"""
     output: Path = Path("checkpoints/ppo_rl")
+    """folder of the run and its result"""
     run_id: str | None = None
+    """name of the run at the reward service; none: from output and seed"""
     seed: Count = 0
+    """of question order, samples and adapter"""
     resume: bool = False
+    """go on from the last checkpoint in output"""
 
     # Sampling.
     sampler: Literal["transformers"] = "transformers"
+    """engine that draws completions"""
     batch_size: Positive = 16
+    """questions a step"""
     samples_per_question: Positive = 4
+    """completions of each, scored as one group"""
     max_new_tokens: Positive = 256
+    """longest completion, in tokens"""
     temperature: Rate = 1.0
+    """of sampling; logprobs use the same"""
     sample_batch_size: Positive = 64
+    """completions decoded together"""
 
     # The reward.
     reward_mode: RewardMode = RewardMode.ARM_GATED
+    """how scores become rewards of completions"""
     disclosure: Disclosure = Disclosure.COMPONENTS
+    """what to ask of the service; components needs a key with that scope"""
     on_unscored: Literal["pause", "drop"] = "pause"
+    """when questions stay without a score: pause the run, or drop up to a tenth of a step"""
     give_up_after_s: Rate = 1800.0
+    """seconds to wait for the reward service before pausing"""
 
     # The update.
     steps: Positive = 200
+    """steps in all"""
     mini_batch_size: Positive = 4
+    """questions a minibatch"""
     gradient_accumulation_steps: Positive = 1
+    """minibatches an optimizer step"""
     ppo_epochs: Positive = 2
+    """passes over each step's samples"""
     learning_rate: Rate = 5e-6
+    """of the adapter"""
     value_learning_rate: Rate = 1e-4
+    """of the value head"""
     warmup_steps: Count = 0
+    """steps of linear learning-rate warm-up"""
     weight_decay: Coefficient = 0.0
+    """of AdamW"""
     max_grad_norm: Rate = 1.0
+    """gradients of adapter and value head are each clipped to this norm"""
     lora_rank: Positive = 16
+    """rank of the adapter on all linear layers"""
     lora_alpha: Positive = 32
+    """its scale is alpha / rank"""
     gamma: Discount = 1.0
+    """discount of a token"""
     lam: Discount = 1.0
+    """lambda of generalized advantage estimation"""
     clip_range: Rate = 0.2
+    """of the probability ratio"""
     value_clip_range: Rate = 0.2
+    """of the change of a value"""
     vf_coef: Coefficient = 0.1
+    """weight of the value loss"""
     entropy_coef: Coefficient = 0.0
+    """weight of the entropy bonus"""
     target_kl: Rate = 0.1
+    """nats a token from the sampling policy at which an update stops early"""
     kl_coef: Coefficient = 0.01
+    """(first) price of a nat of KL to the reference"""
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
+    """keep that price, or steer it"""
     adaptive_kl_target: Rate = 6.0
+    """nats a completion that the adaptive controller steers to"""
     importance_weight_cap: Rate = 2.0
+    """largest weight that corrects for the sampler"""
     critic_warmup_steps: Count = 0
+    """steps of the value head alone: before the run on rollouts_file, else the first ones"""
 
     # Evaluation, stopping, saving.
     eval_every: Count = 20
+    """steps between evaluations on dev_file; 0: never"""
     eval_questions: Count = 0
+    """of dev_file, the first N; 0: all"""
     patience: Count = 0
+    """evaluations without a better accuracy that end the run; 0: never"""
     save_every: Positive = 10
+    """steps between checkpoints"""
     keep_checkpoints: Positive = 2
+    """newest checkpoints to keep, besides the best"""
     merge: bool = True
+    """write the result as a plain model folder too"""
 
     # The machine.
     device: str = "auto"
+    """auto: a GPU if there is one"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """of the frozen weights; auto: as stored on a GPU, float32 on a CPU"""
     micro_batch_tokens: Positive = 16384
+    """padded tokens a forward pass; lower it to save memory"""
     logit_chunk_tokens: Positive = 1024
+    """positions whose logits exist at a time; lower it to save memory"""
     activation_checkpointing: bool = False
+    """compute activations again in backward, to save memory"""
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:

@@ -149,7 +149,7 @@ def train(config: PPOConfig, data: Data, policy: Policy, sampler: Sampler, score
                     save_checkpoint(state, policy, optimizer, config)
                 raise type(error)(
                     f"{error}; progress up to step {state.step} is saved in {config.output}: mend the reward "
-                    "service and go on with --resume true"
+                    "service and go on with --resume"
                 ) from error
             state = replace(state, step=state.step + 1, kl_coef=metrics["next_kl_coef"])
             improved = False
@@ -308,7 +308,7 @@ def _scorer_of_run(config: PPOConfig) -> str | None:
         return read_state(latest_checkpoint(config.output), config).scorer_id
     if any(config.output.glob("checkpoints/step_*")):
         raise ConfigError(
-            f"{config.output}: holds a PPO run; go on with --resume true, or choose another --output"
+            f"{config.output}: holds a PPO run; go on with --resume, or choose another --output"
         )
     return None
 

@@ -110,7 +110,7 @@ def update(
                 ]
                 if not all(map(_is_finite, norms)):
                     raise UserError(
-                        "a gradient is not finite; lower learning_rate and go on with --resume true"
+                        "a gradient is not finite; lower learning_rate and go on with --resume"
                     )
                 grad_norms = [total + norm for total, norm in zip(grad_norms, norms, strict=True)]
                 optimizer.step()
