@@ -4,10 +4,10 @@
 `{"question": ..., "answer": "<worked solution>\\n#### <n>"}`. An instance is a template with its numbers; no
 instance is ever written twice, so neither the test file nor any split of the train file shares one.
 
-Worked solutions come from two hands, as they do in collections that people wrote. One author computes a
-product such as `6 * 47 = 282` at once; the other splits it, `6 * 40 = 240 and 6 * 7 = 42, so 240 + 42 = 282`.
-Splitting is the rarer habit and, for a small model, the surer one. Imitation learns the mixture; a reward for
-right answers can find out which habit pays.
+Worked solutions come from two hands, as they do in collections that people wrote. One author does all in one
+line, `Left: 5 * 12 - 7 = 53`; the other writes every step, `Bought: 5 * 12 = 60` and `Left: 60 - 7 = 53`. The
+second habit is rarer and, for a small model, surer. Imitation learns the mixture; a reward for right answers
+can find out which habit pays.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import json
 import random
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from looper_trainer.demo.templates import PEOPLE, TEMPLATES, WORDS, Template
 from looper_trainer.errors import DataError
 
-SPLITTING_SHARE = 0.3
+ONE_LINE_SHARE = 0.6
 SMALLEST, LARGEST = 2, 999
 _STEP = re.compile(r"(?P<label>.+): (?P<result>[a-z]) = (?P<left>\w+) (?P<op>[-+*/]) (?P<right>\w+)")
 _DRAWS = 200
@@ -83,36 +83,64 @@ def build(template: Template, numbers: dict[str, int], rng: random.Random) -> Wo
     words: dict[str, str] = {kind: rng.choice(choices) for kind, choices in WORDS.items()}
     words |= {"name": name, "name2": people[1][0], "name3": people[2][0]}
     words |= {"he": he, "He": he.capitalize(), "his": his, "him": him}
-    splits = rng.random() < SPLITTING_SHARE
+    steps = [_parsed(template, step) for step in template.steps]
     values = dict(numbers)
-    lines = []
-    result = 0
-    for step in template.steps:
-        match = _STEP.fullmatch(step)
-        if match is None:
-            raise ValueError(f"template {template.name}: {step!r} is not `label: result = left op right`")
-        left, right = (values.get(operand) or int(operand) for operand in (match["left"], match["right"]))
-        if match["op"] == "/" and left % right:
+    for step in steps:
+        result = step.applied_to(values)
+        if result is None or not SMALLEST <= result <= LARGEST:
             return None
-        result = {"+": left + right, "-": left - right, "*": left * right, "/": left // right}[match["op"]]
-        if not SMALLEST <= result <= LARGEST:
-            return None
-        values[match["result"]] = result
-        working = _split_product(left, right) if splits and match["op"] == "*" else None
-        lines.append(f"{match['label']}: " + (working or f"{left} {match['op']} {right} = {result}"))
-    cot = "\n".join(lines).format(**words)
+        values[step.result] = result
+    cot = (_in_one_line if rng.random() < ONE_LINE_SHARE else _step_by_step)(steps, values).format(**words)
     question = template.question.format(**words, **numbers)
-    return WordProblem((template.name, tuple(numbers.values())), question, cot, result)
+    return WordProblem((template.name, tuple(numbers.values())), question, cot, values[steps[-1].result])
 
 
-def _split_product(left: int, right: int) -> str | None:
-    """The product by tens and ones, or None where neither factor needs splitting."""
-    factor, split = sorted((left, right))
-    tens, ones = split - split % 10, split % 10
-    if not tens or not ones or factor >= 10:
-        return None
-    parts = [f"{factor} * {part} = {factor * part}" for part in (tens, ones)]
-    return f"{parts[0]} and {parts[1]}, so {factor * tens} + {factor * ones} = {left * right}"
+@dataclass(frozen=True)
+class _Step:
+    """A parsed step; its operands are letters of `values` or constants."""
+
+    label: str
+    result: str
+    left: str
+    op: str
+    right: str
+
+    def applied_to(self, values: Mapping[str, int]) -> int | None:
+        """The step's result, or None where a division leaves a remainder."""
+        left, right = (values.get(operand) or int(operand) for operand in (self.left, self.right))
+        if self.op == "/":
+            return None if left % right else left // right
+        return {"+": left + right, "-": left - right, "*": left * right}[self.op]
+
+
+def _parsed(template: Template, step: str) -> _Step:
+    match = _STEP.fullmatch(step)
+    if match is None:
+        raise ValueError(f"template {template.name}: {step!r} is not `label: result = left op right`")
+    return _Step(**match.groupdict())
+
+
+def _step_by_step(steps: Sequence[_Step], values: Mapping[str, int]) -> str:
+    return "\n".join(
+        f"{step.label}: {values.get(step.left, step.left)} {step.op} {values.get(step.right, step.right)}"
+        f" = {values[step.result]}"
+        for step in steps
+    )
+
+
+def _in_one_line(steps: Sequence[_Step], values: Mapping[str, int]) -> str:
+    """The last step with every earlier result written out, with no more brackets than needed."""
+    written = {letter: (str(value), 3) for letter, value in values.items()}  # text and how tightly it binds
+    for step in steps:
+        tightness = 1 if step.op in "+-" else 2
+        left, left_tightness = written.get(step.left, (step.left, 3))
+        right, right_tightness = written.get(step.right, (step.right, 3))
+        left = f"({left})" if left_tightness < tightness else left
+        loose_right = right_tightness < tightness or (right_tightness == tightness and step.op in "-/")
+        right = f"({right})" if loose_right else right
+        written[step.result] = (f"{left} {step.op} {right}", tightness)
+    last = steps[-1]
+    return f"{last.label}: {written[last.result][0]} = {values[last.result]}"
 
 
 def write_problem_set(folder: Path, seed: int, train: int, test: int) -> None:

@@ -63,7 +63,7 @@ TEMPLATES: tuple[Template, ...] = (
         "How many {thing} does {name} have left?",
         "Bought: t = a * b",
         "Left: r = t - c",
-        a=(3, 9), b=(11, 49), c=(5, 40),
+        a=(3, 9), b=(4, 12), c=(3, 20),
     ),
     _template(
         "two_shelves",
@@ -71,14 +71,14 @@ TEMPLATES: tuple[Template, ...] = (
         "in all?",
         "First shelf: t = a * b",
         "In all: r = t + c",
-        a=(3, 9), b=(11, 39), c=(12, 60),
+        a=(3, 9), b=(4, 12), c=(5, 25),
     ),
     _template(
         "bakery_trays",
         "A bakery bakes {a} trays of {b} {food}. By noon it sells {c} {food}. How many {food} are left?",
         "Baked: t = a * b",
         "Left: r = t - c",
-        a=(3, 9), b=(12, 48), c=(11, 60),
+        a=(3, 9), b=(6, 12), c=(5, 30),
     ),
     _template(
         "share_after_loss",
@@ -86,7 +86,7 @@ TEMPLATES: tuple[Template, ...] = (
         "many {thing} does each friend get?",
         "Rest: t = a - b",
         "Each friend: r = t / c",
-        a=(24, 99), b=(4, 20), c=(2, 9),
+        a=(20, 60), b=(3, 20), c=(2, 5),
     ),
     _template(
         "weekly_savings",
@@ -94,7 +94,7 @@ TEMPLATES: tuple[Template, ...] = (
         "{name} have left?",
         "Saved: t = a * b",
         "Left: r = t - c",
-        a=(12, 49), b=(3, 9), c=(20, 80),
+        a=(4, 12), b=(3, 9), c=(10, 30),
     ),
     _template(
         "two_pay_rates",
@@ -103,7 +103,7 @@ TEMPLATES: tuple[Template, ...] = (
         "Weekdays: s = a * c",
         "Weekend: t = b * d",
         "Total: r = s + t",
-        a=(11, 25), b=(13, 29), c=(3, 9), d=(2, 6),
+        a=(5, 10), b=(6, 12), c=(2, 5), d=(2, 5),
     ),
     _template(
         "twice_as_many",
@@ -112,7 +112,7 @@ TEMPLATES: tuple[Template, ...] = (
         "{name}: s = a + b",
         "{name2}: t = s * 2",
         "Together: r = s + t",
-        a=(11, 90), b=(4, 60),
+        a=(5, 29), b=(3, 29),
     ),
     _template(
         "times_as_many_lost",
@@ -120,14 +120,14 @@ TEMPLATES: tuple[Template, ...] = (
         "does {name2} keep?",
         "Picked: t = a * b",
         "Kept: r = t - c",
-        a=(11, 39), b=(3, 8), c=(4, 30),
+        a=(4, 12), b=(3, 8), c=(3, 20),
     ),
     _template(
         "pages_per_day",
         "A book has {a} pages. {name} reads {b} pages a day for {c} days. How many pages are left to read?",
         "Read: t = b * c",
         "Left: r = a - t",
-        a=(150, 400), b=(12, 38), c=(3, 9),
+        a=(40, 99), b=(5, 12), c=(2, 7),
     ),
     _template(
         "bus_stops",
@@ -136,7 +136,7 @@ TEMPLATES: tuple[Template, ...] = (
         "After getting off: s = a - b",
         "After the first stop: t = s + c",
         "Now: r = t + d",
-        a=(25, 70), b=(4, 20), c=(3, 25), d=(3, 25),
+        a=(20, 50), b=(4, 15), c=(3, 12), d=(3, 12),
     ),
     _template(
         "tickets",
@@ -145,7 +145,7 @@ TEMPLATES: tuple[Template, ...] = (
         "Adults: s = a * c",
         "Children: t = b * d",
         "Total: r = s + t",
-        a=(12, 29), b=(3, 9), c=(2, 8), d=(3, 9),
+        a=(8, 12), b=(3, 7), c=(2, 6), d=(2, 6),
     ),
     _template(
         "garden_rows",
@@ -154,14 +154,14 @@ TEMPLATES: tuple[Template, ...] = (
         "Rows: s = a * b",
         "Planted: t = s + c",
         "Healthy: r = t - d",
-        a=(3, 9), b=(11, 29), c=(5, 30), d=(3, 25),
+        a=(3, 9), b=(4, 10), c=(3, 12), d=(2, 12),
     ),
     _template(
         "change_from_bill",
         "{name} buys {a} {good} at ${b} each and pays with ${c}. How many dollars of change does {he} get?",
         "Cost: t = a * b",
         "Change: r = c - t",
-        a=(3, 9), b=(6, 28), c=(100, 300),
+        a=(3, 9), b=(3, 12), c=(40, 99),
     ),
     _template(
         "half_sold",
@@ -170,7 +170,7 @@ TEMPLATES: tuple[Template, ...] = (
         "Morning: s = a / 2",
         "After the morning: t = a - s",
         "Left: r = t - b",
-        a=(40, 200), b=(3, 30),
+        a=(20, 80), b=(2, 30),
     ),
     _template(
         "eggs_for_days",
@@ -178,14 +178,14 @@ TEMPLATES: tuple[Template, ...] = (
         "remain?",
         "Laid: t = a * b",
         "Remaining: r = t - c",
-        a=(3, 9), b=(14, 28), c=(15, 60),
+        a=(3, 9), b=(6, 12), c=(5, 30),
     ),
     _template(
         "train_cars",
         "A train has {a} cars with {b} seats each. {c} seats are empty. How many seats are taken?",
         "Seats: t = a * b",
         "Taken: r = t - c",
-        a=(4, 9), b=(32, 78), c=(11, 90),
+        a=(3, 9), b=(6, 12), c=(3, 20),
     ),
     _template(
         "equal_bags",
@@ -193,15 +193,15 @@ TEMPLATES: tuple[Template, ...] = (
         "does {he} fill?",
         "In all: t = a + b",
         "Bags: r = t / c",
-        a=(11, 79), b=(12, 70), c=(3, 9),
+        a=(6, 30), b=(5, 30), c=(3, 6),
     ),
     _template(
-        "running_laps",
-        "{name} runs {a} laps of {b} meters on Monday and {c} meters on Tuesday. How many meters does {he} "
+        "swimming_laps",
+        "{name} swims {a} laps of {b} meters on Monday and {c} meters on Tuesday. How many meters does {he} "
         "run in all?",
         "Monday: t = a * b",
         "In all: r = t + c",
-        a=(3, 9), b=(40, 95), c=(50, 250),
+        a=(2, 9), b=(10, 12), c=(10, 45),
     ),
     _template(
         "two_classes_buses",
@@ -209,7 +209,7 @@ TEMPLATES: tuple[Template, ...] = (
         "How many full vans do they need?",
         "Children: t = a + b",
         "Vans: r = t / c",
-        a=(15, 60), b=(14, 60), c=(4, 9),
+        a=(10, 40), b=(10, 40), c=(3, 8),
     ),
     _template(
         "fence_boards",
@@ -217,7 +217,7 @@ TEMPLATES: tuple[Template, ...] = (
         "still to paint?",
         "Boards: t = a * b",
         "To paint: r = t - c",
-        a=(4, 9), b=(12, 39), c=(14, 80),
+        a=(3, 9), b=(5, 12), c=(4, 25),
     ),
     _template(
         "aquarium",
@@ -226,15 +226,14 @@ TEMPLATES: tuple[Template, ...] = (
         "Added: s = b * c",
         "In the tank: t = d + s",
         "Missing: r = a - t",
-        a=(150, 400), b=(3, 8), c=(11, 25), d=(10, 60),
+        a=(40, 99), b=(3, 6), c=(4, 10), d=(4, 20),
     ),
     _template(
         "toys_per_day",
-        "A factory makes {a} toys a day. It works {b} days and packs the toys in crates of {c}. How many "
-        "crates does it fill?",
-        "Toys: t = a * b",
-        "Crates: r = t / c",
-        a=(12, 90), b=(3, 9), c=(4, 9),
+        "A factory makes {a} toys a day for {b} days. {c} of the toys fail a test. How many toys pass?",
+        "Made: t = a * b",
+        "Passed: r = t - c",
+        a=(4, 12), b=(3, 9), c=(3, 20),
     ),
     _template(
         "age_sum",
@@ -244,7 +243,7 @@ TEMPLATES: tuple[Template, ...] = (
         "Sum now: t = a + s",
         "Both grow: u = c * 2",
         "Sum then: r = t + u",
-        a=(6, 40), b=(2, 25), c=(2, 12),
+        a=(6, 25), b=(2, 12), c=(2, 9),
     ),
     _template(
         "craft_profit",
@@ -252,7 +251,7 @@ TEMPLATES: tuple[Template, ...] = (
         "of profit does {he} make?",
         "Profit on one: t = b - c",
         "Profit: r = t * a",
-        a=(3, 9), b=(25, 80), c=(4, 24),
+        a=(3, 9), b=(9, 20), c=(4, 12),
     ),
     _template(
         "chairs",
@@ -261,7 +260,7 @@ TEMPLATES: tuple[Template, ...] = (
         "Rows: s = a * b",
         "With {name}'s: t = s + c",
         "Now: r = t + d",
-        a=(4, 9), b=(11, 32), c=(6, 30), d=(6, 30),
+        a=(3, 8), b=(4, 10), c=(3, 12), d=(3, 12),
     ),
     _template(
         "rope_pieces",
@@ -269,14 +268,14 @@ TEMPLATES: tuple[Template, ...] = (
         "rope are left?",
         "Cut off: t = b * c",
         "Left: r = a - t",
-        a=(90, 300), b=(3, 8), c=(11, 29),
+        a=(40, 99), b=(3, 8), c=(4, 12),
     ),
     _template(
         "phone_calls",
         "{name} calls {a} people an hour for {b} hours. {c} people do not answer. How many people answer?",
         "Calls: t = a * b",
         "Answered: r = t - c",
-        a=(11, 38), b=(3, 8), c=(5, 50),
+        a=(4, 12), b=(3, 8), c=(3, 25),
     ),
     _template(
         "dozens",
@@ -284,7 +283,7 @@ TEMPLATES: tuple[Template, ...] = (
         "Bought: s = a * 12",
         "Eaten: t = b + c",
         "Left: r = s - t",
-        a=(3, 9), b=(3, 20), c=(4, 20),
+        a=(2, 6), b=(2, 12), c=(2, 12),
     ),
     _template(
         "weeks_to_days",
@@ -292,14 +291,14 @@ TEMPLATES: tuple[Template, ...] = (
         "{he} skips {b} minutes in total?",
         "Plan: t = a * 7",
         "Practiced: r = t - b",
-        a=(12, 75), b=(5, 60),
+        a=(5, 25), b=(3, 40),
     ),
     _template(
         "cows_and_sheep",
         "A farm has {a} cows and {b} times as many sheep. It sells {c} sheep. How many sheep remain?",
         "Sheep: t = a * b",
         "Remaining: r = t - c",
-        a=(13, 48), b=(3, 7), c=(6, 60),
+        a=(4, 12), b=(3, 7), c=(4, 25),
     ),
     _template(
         "fewer_than",
@@ -307,7 +306,7 @@ TEMPLATES: tuple[Template, ...] = (
         "many {thing} does {name3} have?",
         "{name2}: t = a - b",
         "{name3}: r = t + c",
-        a=(30, 99), b=(5, 28), c=(4, 60),
+        a=(25, 60), b=(4, 20), c=(4, 20),
     ),
     _template(
         "three_day_total",
@@ -316,22 +315,22 @@ TEMPLATES: tuple[Template, ...] = (
         "Tuesday: s = a + b",
         "Two days: t = a + s",
         "In all: r = t + c",
-        a=(11, 60), b=(4, 30), c=(12, 60),
+        a=(5, 20), b=(2, 12), c=(5, 20),
     ),
     _template(
         "groups_of_children",
         "{a} children form teams of {b}. Each team gets {c} {good}. How many {good} are needed?",
         "Teams: t = a / b",
         "Needed: r = t * c",
-        a=(24, 81), b=(3, 9), c=(11, 40),
+        a=(12, 72), b=(3, 9), c=(3, 12),
     ),
     _template(
-        "cost_split",
-        "{a} friends rent a boat for {b} hours at ${c} an hour and share the cost equally. How many "
-        "dollars does each friend pay?",
-        "Cost: t = b * c",
-        "Each: r = t / a",
-        a=(2, 9), b=(3, 9), c=(12, 60),
+        "boat_coupon",
+        "{name} rents a boat for {b} hours at ${c} an hour and has a coupon for ${a} off. "
+        "How many dollars does {he} pay?",
+        "Price: t = b * c",
+        "Pays: r = t - a",
+        a=(3, 20), b=(2, 9), c=(6, 12),
     ),
     _template(
         "painted_tiles",
@@ -339,16 +338,16 @@ TEMPLATES: tuple[Template, ...] = (
         "tiles are white?",
         "White in a row: t = b - c",
         "White: r = t * a",
-        a=(4, 9), b=(20, 70), c=(4, 19),
+        a=(3, 9), b=(8, 20), c=(3, 12),
     ),
     _template(
         "two_trips",
-        "{name} drives {a} miles an hour for {b} hours and then {c} miles an hour for {d} hours. How many "
-        "miles does {he} drive?",
+        "{name} cycles {a} miles an hour for {b} hours and then {c} miles an hour for {d} hours. How many "
+        "miles does {he} cycle?",
         "First part: s = a * b",
         "Second part: t = c * d",
         "Total: r = s + t",
-        a=(25, 65), b=(2, 6), c=(25, 65), d=(2, 6),
+        a=(6, 12), b=(2, 6), c=(6, 12), d=(2, 6),
     ),
     _template(
         "library_returns",
@@ -357,7 +356,7 @@ TEMPLATES: tuple[Template, ...] = (
         "After Monday: s = a - b",
         "After borrowing: t = s - c",
         "Now: r = t + d",
-        a=(120, 400), b=(12, 60), c=(11, 50), d=(5, 40),
+        a=(50, 99), b=(5, 20), c=(5, 20), d=(3, 12),
     ),
     _template(
         "cups_per_pitcher",
@@ -366,7 +365,7 @@ TEMPLATES: tuple[Template, ...] = (
         "Filled: s = a * b",
         "Drunk: t = c * d",
         "Left: r = s - t",
-        a=(4, 9), b=(11, 24), c=(5, 12), d=(2, 5),
+        a=(4, 9), b=(6, 12), c=(3, 9), d=(2, 4),
     ),
     _template(
         "photo_album",
@@ -375,7 +374,7 @@ TEMPLATES: tuple[Template, ...] = (
         "Pages: s = a * b",
         "After adding: t = s + c",
         "In the album: r = t - d",
-        a=(4, 9), b=(11, 24), c=(3, 14), d=(3, 40),
+        a=(3, 8), b=(4, 10), c=(2, 10), d=(2, 20),
     ),
     _template(
         "saving_for_bike",
@@ -384,7 +383,7 @@ TEMPLATES: tuple[Template, ...] = (
         "Earned: s = c * d",
         "Has: t = b + s",
         "Needs: r = a - t",
-        a=(180, 420), b=(10, 60), c=(12, 28), d=(3, 7),
+        a=(60, 120), b=(5, 25), c=(4, 10), d=(3, 7),
     ),
     _template(
         "pens_and_yard",
@@ -393,14 +392,14 @@ TEMPLATES: tuple[Template, ...] = (
         "Pens: s = a * b",
         "In all: t = s + c",
         "Left: r = t - d",
-        a=(11, 29), b=(3, 8), c=(5, 30), d=(4, 40),
+        a=(3, 8), b=(4, 10), c=(3, 12), d=(3, 15),
     ),
     _template(
         "equal_piles",
         "{name} stacks {a} coins in equal piles of {b}. {He} gives away {c} piles. How many piles are left?",
         "Piles: t = a / b",
         "Left: r = t - c",
-        a=(60, 400), b=(3, 9), c=(2, 12),
+        a=(20, 90), b=(2, 9), c=(2, 10),
     ),
     _template(
         "price_drop",
@@ -408,7 +407,7 @@ TEMPLATES: tuple[Template, ...] = (
         "dollars does {he} pay?",
         "New price: t = a - b",
         "Pays: r = t * c",
-        a=(25, 90), b=(4, 22), c=(3, 9),
+        a=(12, 30), b=(3, 20), c=(3, 9),
     ),
     _template(
         "points_in_games",
@@ -417,7 +416,7 @@ TEMPLATES: tuple[Template, ...] = (
         "{name}: s = a * b",
         "{name2}: t = s - c",
         "Together: r = s + t",
-        a=(11, 45), b=(3, 8), c=(4, 40),
+        a=(4, 12), b=(3, 8), c=(3, 20),
     ),
     _template(
         "water_bottles",
@@ -426,7 +425,7 @@ TEMPLATES: tuple[Template, ...] = (
         "Drunk: s = a * b",
         "Brought: t = c + d",
         "Left: r = t - s",
-        a=(11, 20), b=(2, 6), c=(60, 120), d=(12, 60),
+        a=(5, 12), b=(2, 5), c=(30, 60), d=(5, 20),
     ),
     _template(
         "letters_home",
@@ -434,6 +433,6 @@ TEMPLATES: tuple[Template, ...] = (
         "{name} does {name2} write in {c} months?",
         "More in a month: t = b - a",
         "More: r = t * c",
-        a=(4, 19), b=(25, 60), c=(3, 9),
+        a=(3, 12), b=(13, 24), c=(2, 9),
     ),
 )
