@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import httpx
@@ -63,13 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             out, "sft", sft / "config.json", "looper", "sft", "--config", config, "--model", base,
             "--train-file", train, "--output", sft, "--seed", seed,
         )  # fmt: skip
-        with reward_server(options) as environment:
+        rolled_out, trained = out / "data/.rollouts-done", ppo / "merged/config.json"
+        needed = not (rolled_out.exists() and trained.exists())
+        with reward_server(options) if needed else nullcontext({}) as environment:
             stage(
-                out, "rollouts", out / "data/.rollouts-done", "looper", "rollouts", "--config", config, "--model", sft,
+                out, "rollouts", rolled_out, "looper", "rollouts", "--config", config, "--model", sft,
                 "--questions-file", train, "--output", rollouts, "--seed", seed, environment=environment, mark=True,
             )  # fmt: skip
             stage(
-                out, "ppo", ppo / "merged/config.json", "looper", "ppo", "--config", config, "--model", sft,
+                out, "ppo", trained, "looper", "ppo", "--config", config, "--model", sft,
                 "--train-file", train, "--dev-file", dev, "--output", ppo,
                 "--seed", seed, *(("--resume", "true") if (ppo / "checkpoints").exists() else ()),
                 environment=environment,

@@ -383,3 +383,9 @@ def test_a_waiting_message_says_why_and_how_long() -> None:
         "waiting for the reward service: HTTP 503 overloaded; attempt 2 failed, next in 1.2 s, "
         "10 of 1800 s waited"
     )
+
+
+def test_a_sample_with_nul_or_a_lone_surrogate_is_sent_with_replacement_characters() -> None:
+    arm = Arm(id="0", full_text="3\x00 + \ud800 4\nAnswer: #### 7")
+    assert arm.full_text == "3\ufffd + \ufffd 4\nAnswer: #### 7"
+    assert b"\\u0000" not in Question(id="q", question="\x00", arms=(arm,)).model_dump_json().encode()

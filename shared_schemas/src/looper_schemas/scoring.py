@@ -8,10 +8,11 @@ bounds of a particular one, and a client splits its batches by those.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from looper_schemas.problems import ProblemCode
 
@@ -32,8 +33,20 @@ class WireModel(BaseModel):
 # Enumerations arrive as JSON strings; the rest of the model stays strict.
 _from_json = Field(strict=False)
 
+_UNSENDABLE = re.compile("[\x00\ud800-\udfff]")
+ValueT = TypeVar("ValueT")
+
+
+def clean_text(value: ValueT) -> ValueT | str:
+    """`value` as the wire may carry it: in a string, NUL and lone surrogates become U+FFFD.
+
+    Byte-level tokenizers decode some samples to such characters, and strict JSON readers refuse them.
+    """
+    return _UNSENDABLE.sub("\ufffd", value) if isinstance(value, str) else value
+
+
 Identifier = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
-Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
+Text = Annotated[str, BeforeValidator(clean_text), Field(max_length=MAX_TEXT_CHARS)]
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -72,7 +85,7 @@ class Arm(WireModel):
 
     id: Identifier
     arm: Annotated[int, Field(ge=0, lt=MAX_ARMS)] | None = None
-    answer: Annotated[str, Field(max_length=10_000)] | None = None
+    answer: Annotated[str, BeforeValidator(clean_text), Field(max_length=10_000)] | None = None
     reasoning: Text | None = None
     full_text: Text | None = None
     tokens_out: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
