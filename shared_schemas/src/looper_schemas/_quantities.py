@@ -28,6 +28,7 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _MAGNITUDES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_PRICE_SUFFIXES = {"k": 3, "K": 3, "M": 6, "B": 9}
 _SMALL_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen"
@@ -66,6 +67,9 @@ def parse(text: str) -> list[Item]:
             items.append(item)
             continue
         position += 1
+        if token.text == "^" and items and items[-1].kind == "word":  # the square in 72 m^2
+            _, position = _exponent(tokens, position)
+            continue
         if token.kind == "word":
             items.append(Item("word", token.text.lower()))
         elif token.kind not in ("currency", "percent", "other"):
@@ -122,9 +126,11 @@ def _quantity(tokens: list[_Token], position: int) -> tuple[Item, int]:
     elif texts[:1] in (["×"], ["x"], ["X"]) and texts[1:3] == ["10", "^"]:  # 1.5 x 10^6
         exponent, position = _exponent(tokens, position + 3)
         value = None if value is None or exponent is None else scaled(value, exponent)
-    if position < len(tokens) and tokens[position].text.lower() in _MAGNITUDES and value is not None:
-        value *= 10 ** _MAGNITUDES[tokens[position].text.lower()]
-        position += 1
+    if position < len(tokens) and value is not None:
+        word = tokens[position].text
+        zeros = _MAGNITUDES.get(word.lower(), _PRICE_SUFFIXES.get(word, 0) if priced else 0)
+        value *= 10**zeros
+        position += zeros > 0
     if position < len(tokens) and tokens[position].text in ("¢", "€", "£", "$", "¥", "₹"):
         priced = True
     if value is None:

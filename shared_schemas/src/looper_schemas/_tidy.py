@@ -24,13 +24,14 @@ _ANNOTATION = re.compile(r"<<[^<>\n]*>>|</?[a-zA-Z]{1,12}>")  # GSM8K's calculat
 _FRACTION = re.compile(r"\\[dtc]?frac\s{0,3}(?:\{([^{}]*)\}|([0-9]))\s{0,3}(?:\{([^{}]*)\}|([0-9]))")
 _LATEX_OPERATOR = re.compile(r"\\(times|cdot|div|approx|pm|to|rightarrow|Rightarrow|implies)(?![a-zA-Z])")
 _OPERATOR_SIGNS = {"times": "×", "cdot": "×", "div": "/", "approx": "≈", "pm": "±"}
+_LATEX_DEGREES = re.compile(r"\^\s?\{?\\circ\}?")
 _LATEX_SYMBOL = re.compile(r"\\(?:pi|sqrt|infty|emptyset|theta|log|ln|sin|cos|tan)(?![a-zA-Z])")
 _LATEX_SPACE = re.compile(r"\\[,;: ]|~")
 _LATEX_STYLE = re.compile(r"\\[a-zA-Z]+|\\[()\[\]!\\]")
 _LATEX_ESCAPE = re.compile(r"\\([$%#&_{}])")
 _MULTIPLIED = re.compile(r"(?<=[0-9)]) {0,3}\* {0,3}(?=[0-9(])")
 _THIN_GROUPS = re.compile("(?<=[0-9])[\u00a0\u2007\u2009\u202f'’_](?=[0-9]{3}(?![0-9]))")
-_SPACE_GROUPS = re.compile(r"(?<![\w.,/^])[0-9]{1,3}(?: [0-9]{3})+(?![\w/])")
+_SPACE_GROUPS = re.compile(r"(?<![\w.,/^])[0-9]{1,3}(?: [0-9]{3})+(?![\w/-])")
 
 
 def tidy(text: str) -> str:
@@ -41,6 +42,7 @@ def tidy(text: str) -> str:
         text = text.replace("{,}", ",")
         text = _FRACTION.sub(_inline_fraction, text)
         text = _LATEX_OPERATOR.sub(lambda found: _OPERATOR_SIGNS.get(found[1], "→"), text)
+        text = _LATEX_DEGREES.sub("°", text)
         text = _LATEX_SYMBOL.sub("π", text)
         text = _LATEX_ESCAPE.sub(r"\1", text)
         text = _LATEX_SPACE.sub("\u2009", text)

@@ -55,6 +55,7 @@ _CONCLUSION = re.compile(
     rf"{_DRESS}{{0,9}}(?:therefore|thus|hence|altogether|in total|in conclusion|in summary|consequently)\b",
     re.IGNORECASE,
 )
+_LINE_REST = re.compile(r"[^\w\n]{1,40}$", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s)")
 # Reading costs microseconds a character, so one statement and all statements of a text have a budget. The
 # longest answer fits into one statement with a separator after every third digit.
@@ -236,8 +237,10 @@ def _has_words(line: str) -> bool:
 
 
 def _whole_sentence(text: str, span: tuple[int, int]) -> tuple[int, int]:
-    """`span` widened to the start of its sentence, and to the end of the first sentence of its body."""
+    """`span` widened to the start of its sentence and over the punctuation that ends its line."""
     start, end = span
+    if rest := _LINE_REST.match(text, end):
+        end = rest.end()
     line_start = text.rfind("\n", 0, start) + 1
     sentence_ends = [found.end() for found in _SENTENCE_END.finditer(text, line_start, start)]
     return (sentence_ends[-1] if sentence_ends else line_start), end

@@ -93,7 +93,7 @@ def read_records(path: Path, kind: type[RecordT]) -> list[RecordT]:
 
 
 def _parse_lines(path: Path, kind: type[RecordT]) -> Iterator[RecordT]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:  # bytes, so that a line that is no UTF-8 is named like any other bad line
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -107,13 +107,20 @@ def _parse_lines(path: Path, kind: type[RecordT]) -> Iterator[RecordT]:
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Write `records` to `path` through a temporary file, so that a reader never sees half of them."""
+    """Write `records` to `path` through a temporary file, so that a reader never sees half of them.
+
+    When that fails, the file that was there before stays, and nothing else.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as out:
-        for record in records:
-            out.write(to_line(record))
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as out:
+            for record in records:
+                out.write(to_line(record))
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def to_line(record: Record) -> str:
