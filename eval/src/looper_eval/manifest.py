@@ -50,8 +50,12 @@ def open_folder(out: Path, dataset: Dataset, settings: Settings, models: dict[st
     wanted = Manifest(dataset=dataset.source, dataset_digest=dataset.digest, settings=settings, models=models)
     if (out / MANIFEST).exists():
         found = read_manifest(out)
-        _refuse_mixing(out, found, wanted)
-        wanted = found.model_copy(update={"models": {**found.models, **models}})
+        # A model without any answer binds nothing: its folder may have been mended since.
+        answered = {name: entry for name, entry in found.models.items() if _has_answers(out, name)}
+        if answered:
+            found = found.model_copy(update={"models": answered})
+            _refuse_mixing(out, found, wanted)
+            wanted = found.model_copy(update={"models": {**answered, **models}})
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is not a folder of looper-eval results; use a new --out")
     write_folder(out, wanted, dataset.questions)
@@ -96,6 +100,11 @@ def write_json(path: Path, payload: Any) -> None:
         json.dumps(payload, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
     )
     partial.replace(path)
+
+
+def _has_answers(out: Path, name: str) -> bool:
+    records = out / f"{name}.jsonl"
+    return records.is_file() and records.stat().st_size > 0
 
 
 def _refuse_mixing(out: Path, found: Manifest, wanted: Manifest) -> None:

@@ -20,7 +20,8 @@ RESERVED = frozenset({"questions", "summary", "run", "report", "card"})
 _WHOLE_FILE_BYTES = 64 * 2**20
 _PROBE_BYTES = 2**16
 _PROBES = 64
-_IDENTITY_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+_WEIGHTS = ("*.safetensors", "*.bin")
+_IDENTITY_FILES = (*_WEIGHTS, "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 # Files beside a checkpoint that do not change what the model answers.
 _NOT_THE_MODEL = frozenset(
     {"trainer_state.json", "metrics.json", "eval_results.json", "training_args.bin", "optimizer.bin"}
@@ -85,6 +86,8 @@ def _folder_digest(folder: Path) -> str:
     """Digest over the files that make the model; of large ones, size and 64 evenly spaced blocks."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: holds no config.json, so it is no model checkpoint; name its folder")
+    if not any(file for pattern in _WEIGHTS for file in folder.glob(pattern)):
+        raise UserError(f"{folder}: holds no model weights (*.safetensors); name a complete checkpoint")
     files = {
         file
         for pattern in _IDENTITY_FILES
