@@ -1,0 +1,140 @@
+"""Answers from an endpoint: a real HTTP server that fails and replies as OpenAI-compatible ones do."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from looper_eval.cli import main
+from looper_eval.engines import API_KEY_VARIABLE, Answer, EndpointEngine, cut_at_stop
+from looper_eval.models import ModelSpec
+from looper_eval.settings import resolve_settings
+from looper_schemas.prompt import format_prompt
+from looper_trainer.errors import UserError
+
+
+class Server(ThreadingHTTPServer):
+    """Replies 42 to everything; fails the first `failures` requests with `status`."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.failures, self.status = 0, 503
+        self.requests: list[tuple[str, dict[str, Any], str | None]] = []
+        self.reply: Any = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1#tiny"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.requests.append((self.path, body, self.headers.get("Authorization")))
+        if len(self.server.requests) <= self.server.failures:
+            self.send_error(self.server.status)
+            return
+        asked = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+        text = f"You asked {len(asked)} characters.\nAnswer: #### 42"
+        choice = {"finish_reason": "length" if "long" in asked else "stop"}
+        choice |= {"message": {"content": text}} if "messages" in body else {"text": text}
+        reply = self.server.reply or {"choices": [choice], "usage": {"completion_tokens": 11}}
+        payload = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+
+
+def ask(server: Server, preset: str, *questions: str) -> list[Answer]:
+    engine = EndpointEngine(ModelSpec("m", server.url), resolve_settings(preset), concurrency=3)
+    try:
+        return engine.answer(questions, seeds=range(len(questions)))
+    finally:
+        engine.close()
+
+
+def test_completions_get_the_projects_prompt_and_keep_their_order(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(API_KEY_VARIABLE, "secret")
+    questions = ["1?", "a long one?", "three?"]
+    answers = ask(server, "looper", *questions)
+    lengths = [len(format_prompt(question)) for question in questions]
+    assert [one.text.split()[2] for one in answers] == [str(n) for n in lengths]
+    assert [one.finish_reason for one in answers] == ["stop", "length", "stop"]
+    assert {one.tokens_out for one in answers} == {11}
+    for path, body, authorization in server.requests:
+        assert (path, authorization) == ("/v1/completions", "Bearer secret")
+        assert body["temperature"] == 0
+        assert (body["model"], body["max_tokens"]) == ("tiny", 256)
+
+
+def test_chat_presets_use_the_chat_route(server: Server) -> None:
+    ask(server, "deepseek-r1", "What is 6 * 7?")
+    path, body, authorization = server.requests[0]
+    assert (path, authorization) == ("/v1/chat/completions", None)
+    assert body["messages"][0]["role"] == "user"
+    assert (body["temperature"], body["top_p"]) == (0.6, 0.95)
+
+
+def test_a_busy_server_is_asked_again_and_a_refusal_is_not(server: Server) -> None:
+    server.failures = 2
+    (answer,) = ask(server, "looper", "What?")
+    assert answer.text.endswith("#### 42")
+    assert len(server.requests) == 3
+    server.failures, server.status = 99, 401
+    with pytest.raises(UserError, match="the endpoint answers 401"):
+        ask(server, "looper", "What?")
+    assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize("reply", [{"error": "x"}, {"choices": []}, [1], {"choices": [{"index": 0}]}])
+def test_a_reply_of_another_shape_is_refused_and_never_an_empty_answer(server: Server, reply: Any) -> None:
+    server.reply = reply
+    with pytest.raises(UserError, match="not an OpenAI completion"):
+        ask(server, "looper", "What?")
+
+
+def test_endpoint_without_a_model_name_is_refused() -> None:
+    with pytest.raises(UserError, match="URL#MODEL"):
+        EndpointEngine(ModelSpec("m", "http://127.0.0.1:1/v1"), resolve_settings("looper"), concurrency=1)
+
+
+def test_answers_end_at_the_first_stop_string() -> None:
+    answer = Answer("It is 4.\n\nQ: Next? A: 5", "length", 12)
+    assert cut_at_stop(answer, ("</s>", "Q:")) == Answer("It is 4.\n\n", "stop", 12)
+    assert cut_at_stop(answer, ("###",)) == answer
+    assert cut_at_stop(answer, ()) == answer
+
+
+def test_a_whole_run_against_an_endpoint_counts_what_it_answered(server: Server, tmp_path: Path) -> None:
+    data, out = tmp_path / "q.jsonl", tmp_path / "out"
+    rows = [("Is it 42?", 42), ("Is it long?", 42), ("Is it 7?", 7)]
+    data.write_text("".join(json.dumps({"question": q, "answer": f"#### {a}"}) + "\n" for q, a in rows))
+    assert main(["run", "--model", f"m={server.url}", "--dataset", str(data), "--out", str(out)]) == 0
+    (model,) = json.loads((out / "summary.json").read_text())["models"]
+    assert (model["correct"], model["wrong"], model["truncated"], model["tokens_max"]) == (1, 1, 1, 11)
+    assert len(server.requests) == 3
+    assert main(["run", "--model", f"m={server.url}", "--dataset", str(data), "--out", str(out)]) == 0
+    assert len(server.requests) == 3
