@@ -1,4 +1,4 @@
-"""The real data that some tests read: the folder `LOOPER_DATA`, else `../shared/data` beside the repository."""
+"""The real data that some tests read: `LOOPER_DATA`, else `../shared/data` beside the repository."""
 
 from __future__ import annotations
 

@@ -59,7 +59,8 @@ def test_the_trap_is_not_credited(case: _cases.GraderCase) -> None:
 
 @pytest.mark.parametrize(
     ("gold", "value"),
-    [("72", "72"), ("1,000", "1000"), ("-5", "-5"), ("$5.00", "5"), ("0.5", "1/2"), (" 72 ", "72"), ("72.0", "72"),
+    [("72", "72"), ("1,000", "1000"), ("-5", "-5"), ("$5.00", "5"), ("0.5", "1/2"), (" 72 ", "72"),
+     ("72.0", "72"),
      ("-3,500", "-3500"), ("50%", "50"), ("7/2", "7/2"), ("She has 72.\n#### 72", "72")],
 )  # fmt: skip
 def test_gold_answers_are_read_like_predictions(gold: str, value: str) -> None:
@@ -117,10 +118,10 @@ def test_split_keeps_the_rest_of_the_text(work: str, value: int) -> None:
 # Properties -----------------------------------------------------------------------------------------------
 
 WRAPPERS = [
-    "{}", "#### {}", "Answer: {}", "Answer: #### {}", "A: {}", "The answer is {}.", "\\boxed{{{}}}", "**Answer:** {}",
-    "Final answer: **{}**", "Answer: ${}$", "$\\boxed{{{}}}$", "<answer>{}</answer>", "#### {}.", "Answer: {} apples.",
-    "We have 3 and 4.\n#### {}", "<think>#### 1</think>\nAnswer: {}", "Answer: x = {}", "Answer: {}\n\nHope it helps!",
-    "Answer: $ {}", "Answer:\n{}",
+    "{}", "#### {}", "Answer: {}", "Answer: #### {}", "A: {}", "The answer is {}.", "\\boxed{{{}}}",
+    "**Answer:** {}", "Final answer: **{}**", "Answer: ${}$", "$\\boxed{{{}}}$", "<answer>{}</answer>",
+    "#### {}.", "Answer: {} apples.", "We have 3 and 4.\n#### {}", "<think>#### 1</think>\nAnswer: {}",
+    "Answer: x = {}", "Answer: {}\n\nHope it helps!", "Answer: $ {}", "Answer:\n{}",
 ]  # fmt: skip
 WRAPPER = st.sampled_from(WRAPPERS)
 
@@ -167,10 +168,13 @@ def test_extraction_is_idempotent(answer: str, wrapper: str) -> None:
     assert Fraction(once) == Fraction(answer)
 
 
-PIECES = st.sampled_from(
-    ["####", "Answer:", "the answer is ", "\\boxed{", "}", "{", "<think>", "</think>", "\\frac", "$", "5", "1,000", "/",
-     "-", "^", "10", " ", "\n", ".", "½", "e9", "A:", "×", "=", "(", ")", "and", "million", "seven", "\\text{", "#", "*"]
-)  # fmt: skip
+PIECES = st.sampled_from([
+    "####", "Answer:", "the answer is ", "\\boxed{", "}", "{", "<think>", "</think>", "\\frac", "$", "5",
+    "1,000",
+    "/", "-", "^", "10", " ", "\n", ".", "½", "e9", "A:", "×", "=", "(", ")", "and", "million", "seven",
+    "\\text{",
+    "#", "*", "<answer>", "or", "%", ":", "_",
+])  # fmt: skip
 
 
 @settings(max_examples=300)
@@ -219,10 +223,14 @@ def test_a_number_too_long_for_the_wire_is_no_answer(number: str) -> None:
 
 
 UNITS = [
-    "#", "####", "\\boxed{", "}", "{", "Answer:", "the answer is ", "answer ", "<think>", "</think>", "9", "9,", "9.",
-    "1 000 ", "1/", "$", "-", "*", "1 ", "\n", "A:\n", "A: 1\n", "(", ")", "<<", "\\frac{", "\\frac{1}{", "1e1", "^",
-    "⁹", "~", "\\,", "1*", "1x", "1 and 1/", "one ", "one-", "=5", ". 5", "Therefore, 5. ", "#### 1 a\n", "\\", " ",
-    "<answer>", "a'", "\t", "*_", "answer: *", "Answer: (a", "½", "１", ".", "e1", "1:", "|", ", ",
+    "#", "####", "\\boxed{", "}", "{", "Answer:", "the answer is ", "answer ", "<think>", "</think>",
+    "9", "9,",
+    "9.", "1 000 ", "1/", "$", "-", "*", "1 ", "\n", "A:\n", "A: 1\n", "(", ")", "<<", "\\frac{",
+    "\\frac{1}{",
+    "1e1", "^", "⁹", "~", "\\,", "1*", "1x", "1 and 1/", "one ", "one-", "=5", ". 5", "Therefore, 5. ",
+    "#### 1 a\n", "\\", " ", "<answer>", "a'", "\t", "*_", "answer: *", "Answer: (a", "½", "１", ".",
+    "e1", "1:",
+    "|", ", ",
 ]  # fmt: skip
 FRAMES = [("", ""), ("Answer: ", ""), ("\\boxed{", "}"), ("", "\n#### "), ("#### 5\n", "\nAnswer: 5")]
 
