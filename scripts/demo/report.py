@@ -24,6 +24,7 @@ from looper_schemas.records import RecordError, RolloutRecord, Trajectory, read_
 from looper_trainer.errors import UserError
 
 EXAMPLES = 5
+COLOURS = (2, 1, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def draw(curve: Curve, metrics: Sequence[dict[str, Any]]) -> dict[str, Any] | No
             xs, ys = zip(*points, strict=True)
             # Few points are evaluations, not steps: mark each of them.
             series.append(
-                svg.Series(name, xs, ys, colour=len(series), markers=2 * len(points) < len(metrics))
+                svg.Series(name, xs, ys, colour=COLOURS[len(series)], markers=2 * len(points) < len(metrics))
             )
     if not series:
         return None
@@ -99,6 +100,7 @@ def draw(curve: Curve, metrics: Sequence[dict[str, Any]]) -> dict[str, Any] | No
         "title": curve.title,
         "note": curve.note,
         "names": [one.name for one in series],
+        "colours": COLOURS,
         "chart": Markup(chart),
     }
 

@@ -128,4 +128,14 @@ def test_sentence_claims_a_difference_only_when_the_corrected_p_does(make_result
     )
     assert summary.pairs[0].p_holm == pytest.approx(2 * 0.5**7)  # 8 of 8 one-sided, doubled, times 2
     assert sentence(summary, "a", "b").startswith("b answers more questions correctly than a (+66.7 points")
+    # One discordant pair: nothing is said about what a difference would need.
     assert "cannot be told apart" in sentence(summary, "b", "c")
+    assert "missed" not in sentence(summary, "b", "c")
+
+
+def test_sentence_without_a_claim_says_what_the_sample_could_not_show(make_results: MakeResults) -> None:
+    # 100 questions, 7 fixed and 5 broken: (1.959964 + .841621) * sqrt(.12 / 100) = 9.7 points.
+    a = [RIGHT] * 5 + [WRONG] * 7 + [RIGHT] * 88
+    b = [WRONG] * 5 + [RIGHT] * 7 + [RIGHT] * 88
+    summary = compare(make_results({"a": a, "b": b}, ["5"] * 100))
+    assert "a true difference below 9.7 points would often be missed" in sentence(summary, "a", "b")

@@ -23,6 +23,10 @@ MODEL_COLUMNS = (
 PAIR_COLUMNS = ("comparison", "difference", "SE", "95% interval", "fixed", "broken", "McNemar p", "Holm p")
 
 
+# With fewer discordant pairs their share is too uncertain to say what a larger sample size would show.
+FEW_DISCORDANT = 10
+
+
 class BreakdownTable(NamedTuple):
     """One breakdown as cells."""
 
@@ -86,11 +90,11 @@ def sentence(summary: Summary, a: str, b: str) -> str:
     )
     if pair.p_holm < 1 - summary.confidence:
         return f"{b} answers {'more' if points > 0 else 'fewer'} questions correctly than {a} ({figures})."
+    verdict = f"{b} and {a} cannot be told apart on these questions ({figures})"
+    if pair.table.only_a + pair.table.only_b < FEW_DISCORDANT:
+        return f"{verdict}."
     smallest = 100 * pair.minimum_detectable_difference
-    return (
-        f"{b} and {a} cannot be told apart on these questions ({figures}); "
-        f"a true difference below {smallest:.1f} points would often be missed."
-    )
+    return f"{verdict}; a true difference below {smallest:.1f} points would often be missed."
 
 
 def rich_tables(summary: Summary) -> list[Table]:
