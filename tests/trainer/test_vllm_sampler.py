@@ -155,11 +155,13 @@ def test_a_finished_question_is_yielded_while_a_slow_one_still_runs(fake):
     assert all(when < 0.9 for _, when in arrivals[:-1])
 
 
-def test_no_more_requests_are_in_flight_than_connections(fake):
-    fake.delay = {prompt[0]: 0.05 for prompt in PROMPTS}
+@pytest.mark.parametrize(("stride", "requests"), [(1, 1), (2, 4)], ids=["consecutive", "scattered"])
+def test_as_many_questions_are_in_flight_as_connections_and_no_more(fake, stride, requests):
+    seeds = [[1000 * i + stride * j for j in range(4)] for i in range(12)]
+    fake.delay = {prompt[0]: 0.1 for prompt in PROMPTS}
     with VLLMSampler("base", quick(fake.url, connections=3)) as sampler:
-        check(sampler.sample(PROMPTS, PARAMS, SEEDS))
-    assert fake.most_in_flight == 3
+        check(sampler.sample(PROMPTS, PARAMS, seeds), seeds=seeds)
+    assert fake.most_in_flight == 3 * requests
 
 
 def test_closing_the_iterator_early_ends_the_sampling_thread_and_the_requests(fake):

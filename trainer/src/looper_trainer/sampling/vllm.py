@@ -6,7 +6,7 @@
             ...  # question `index` is whole: it can be scored while others are still sampled
 
 The server is started and supervised on this host (`vllm_server`), or given as URLs. One question is one
-request, and at most `connections` are in flight to a server, so that a finished question is known at
+request, and at most `connections` questions are in flight to a server, so that a finished question is known at
 once and a server's death costs only the questions in flight, which are asked again.
 
 Seeds. vLLM gives the j-th of n completions the seed s + j. So a question whose seeds count up by one is one

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -99,8 +100,11 @@ class Run:
             return
         for request in self._requests:
             self._work.put_nowait(request)
-        # An even share at most: else the first server would take the whole of a small batch.
-        per_link = min(self._settings.connections, math.ceil(len(self._requests) / len(self._links)))
+        # Whole questions in flight, also where scattered seeds make several requests of one; an even share
+        # at most, else the first server would take the whole of a small batch.
+        each = max(Counter(request.index for request in self._requests).values())
+        share = math.ceil(len(self._requests) / len(self._links))
+        per_link = min(self._settings.connections * each, share)
         limits = httpx.Limits(max_connections=per_link * len(self._links), max_keepalive_connections=None)
         timeout = httpx.Timeout(self._settings.request_timeout_s, connect=10.0)
         async with httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False) as client:

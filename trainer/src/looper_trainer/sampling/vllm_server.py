@@ -48,7 +48,7 @@ class VLLMSettings(BaseModel):
     """Servers that are running already, such as http://127.0.0.1:8000; work is spread over them. They need
     `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`, `--enable-lora`, `--logprobs-mode processed_logprobs`."""
     connections: int = Field(64, ge=1)
-    """Requests in flight at a time to each server, one question each."""
+    """Questions in flight at a time to each server."""
     seeded: bool = True
     """Send each completion's seed. Without, vLLM draws from one generator: faster on a GPU (it serves
     seeded rows one by one), but no completion can be repeated."""
