@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from looper_trainer.errors import (
 )
 from looper_trainer.ppo.checkpoint import step_folder
 from looper_trainer.ppo.config import PPOConfig
-from looper_trainer.ppo.loop import Data, Results, read_data, run, train
+from looper_trainer.ppo.log import RunLog
+from looper_trainer.ppo.loop import Data, Results, read_data, run, train, train_step
 from looper_trainer.ppo.policy import Policy
+from looper_trainer.ppo.update import make_optimizer
 from looper_trainer.testing import FakeRewardServer
 
 from .conftest import CountingScorer, build
@@ -246,6 +249,31 @@ def test_rollouts_warm_up_the_critic_towards_their_rewards(
     )
     with pytest.raises(DataError, match="mode arm_gated"):
         train(other, Data(problems, [], rollouts), policy, sampler, CountingScorer())
+
+
+def test_the_coefficient_of_the_state_prices_the_kl_not_the_one_in_the_settings(
+    ppo_config: PPOConfig, problems: list[Problem]
+) -> None:
+    policy, sampler = build(ppo_config)
+    data = Data(problems, [], [])
+    state = train(ppo_config, data, policy, sampler, CountingScorer("aeiou"))  # the policy has moved
+    log = RunLog(ppo_config.output, ppo_config.steps, state.step)
+    figures = [
+        train_step(
+            replace(state, kl_coef=coef),
+            ppo_config,
+            data,
+            policy,
+            sampler,
+            CountingScorer(wanted=""),  # every score is zero: returns are the KL's price alone
+            make_optimizer(policy, ppo_config),
+            log,
+        )
+        for coef in (0.0, 2.0)
+    ]
+    assert [line["kl_coef"] for line in figures] == [0.0, 2.0]
+    assert figures[0]["return_mean"] == pytest.approx(0.0, abs=1e-6)
+    assert figures[1]["return_mean"] < -0.1
 
 
 def test_resuming_with_another_setting_names_it(ppo_config: PPOConfig, problems: list[Problem]) -> None:
