@@ -6,13 +6,13 @@
             ...  # question `index` is whole: it can be scored while others are still sampled
 
 The server is started and supervised on this host (`vllm_server`), or given as URLs. One question is one
-request, and at most `connections` questions are in flight to a server, so that a finished question is known at
-once and a server's death costs only the questions in flight, which are asked again.
+request, and at most `connections` questions are in flight to a server, so that a finished question is
+known at once and a server's death costs only the questions in flight, which are asked again.
 
 Seeds. vLLM gives the j-th of n completions the seed s + j. So a question whose seeds count up by one is one
 request; other seeds cost one request for each run of consecutive ones, and mean the same. The noise of a row
 comes from its own seed, but the logits' last bits depend on the batch, so a repeated run may part from the
-first where two tokens are almost equally likely; on a CPU with one row at a time it is exact.
+first where two tokens are almost equally likely.
 """
 
 from __future__ import annotations
