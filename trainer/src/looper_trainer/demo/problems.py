@@ -24,7 +24,7 @@ from pathlib import Path
 from looper_trainer.demo.templates import PEOPLE, TEMPLATES, WORDS, Template
 from looper_trainer.errors import DataError
 
-ONE_LINE_SHARE = 0.6
+ONE_LINE_SHARE = 0.55
 SMALLEST, LARGEST = 2, 999
 _STEP = re.compile(r"(?P<label>.+): (?P<result>[a-z]) = (?P<left>\w+) (?P<op>[-+*/]) (?P<right>\w+)")
 _DRAWS = 200

@@ -63,7 +63,7 @@ TEMPLATES: tuple[Template, ...] = (
         "How many {thing} does {name} have left?",
         "Bought: t = a * b",
         "Left: r = t - c",
-        a=(3, 9), b=(4, 12), c=(3, 20),
+        a=(2, 9), b=(4, 12), c=(2, 9),
     ),
     _template(
         "two_shelves",
@@ -71,14 +71,14 @@ TEMPLATES: tuple[Template, ...] = (
         "in all?",
         "First shelf: t = a * b",
         "In all: r = t + c",
-        a=(3, 9), b=(4, 12), c=(5, 25),
+        a=(2, 9), b=(4, 12), c=(2, 9),
     ),
     _template(
         "bakery_trays",
         "A bakery bakes {a} trays of {b} {food}. By noon it sells {c} {food}. How many {food} are left?",
         "Baked: t = a * b",
         "Left: r = t - c",
-        a=(3, 9), b=(6, 12), c=(5, 30),
+        a=(2, 9), b=(4, 12), c=(2, 9),
     ),
     _template(
         "share_after_loss",
@@ -86,7 +86,7 @@ TEMPLATES: tuple[Template, ...] = (
         "many {thing} does each friend get?",
         "Rest: t = a - b",
         "Each friend: r = t / c",
-        a=(20, 60), b=(3, 20), c=(2, 5),
+        a=(14, 80), b=(2, 9), c=(2, 6),
     ),
     _template(
         "weekly_savings",
@@ -94,7 +94,7 @@ TEMPLATES: tuple[Template, ...] = (
         "{name} have left?",
         "Saved: t = a * b",
         "Left: r = t - c",
-        a=(4, 12), b=(3, 9), c=(10, 30),
+        a=(3, 12), b=(3, 9), c=(6, 20),
     ),
     _template(
         "two_pay_rates",
@@ -112,7 +112,7 @@ TEMPLATES: tuple[Template, ...] = (
         "{name}: s = a + b",
         "{name2}: t = s * 2",
         "Together: r = s + t",
-        a=(5, 29), b=(3, 29),
+        a=(3, 30), b=(2, 29),
     ),
     _template(
         "times_as_many_lost",
@@ -120,7 +120,7 @@ TEMPLATES: tuple[Template, ...] = (
         "does {name2} keep?",
         "Picked: t = a * b",
         "Kept: r = t - c",
-        a=(4, 12), b=(3, 8), c=(3, 20),
+        a=(4, 12), b=(2, 9), c=(2, 9),
     ),
     _template(
         "pages_per_day",
@@ -136,7 +136,7 @@ TEMPLATES: tuple[Template, ...] = (
         "After getting off: s = a - b",
         "After the first stop: t = s + c",
         "Now: r = t + d",
-        a=(20, 50), b=(4, 15), c=(3, 12), d=(3, 12),
+        a=(20, 50), b=(2, 9), c=(2, 9), d=(2, 9),
     ),
     _template(
         "tickets",
@@ -154,14 +154,14 @@ TEMPLATES: tuple[Template, ...] = (
         "Rows: s = a * b",
         "Planted: t = s + c",
         "Healthy: r = t - d",
-        a=(3, 9), b=(4, 10), c=(3, 12), d=(2, 12),
+        a=(2, 9), b=(4, 10), c=(2, 9), d=(2, 9),
     ),
     _template(
         "change_from_bill",
         "{name} buys {a} {good} at ${b} each and pays with ${c}. How many dollars of change does {he} get?",
         "Cost: t = a * b",
         "Change: r = c - t",
-        a=(3, 9), b=(3, 12), c=(40, 99),
+        a=(3, 9), b=(3, 9), c=(30, 99),
     ),
     _template(
         "half_sold",
@@ -170,7 +170,7 @@ TEMPLATES: tuple[Template, ...] = (
         "Morning: s = a / 2",
         "After the morning: t = a - s",
         "Left: r = t - b",
-        a=(20, 80), b=(2, 30),
+        a=(20, 90), b=(2, 20),
     ),
     _template(
         "eggs_for_days",
@@ -178,14 +178,14 @@ TEMPLATES: tuple[Template, ...] = (
         "remain?",
         "Laid: t = a * b",
         "Remaining: r = t - c",
-        a=(3, 9), b=(6, 12), c=(5, 30),
+        a=(2, 9), b=(4, 12), c=(2, 9),
     ),
     _template(
         "train_cars",
         "A train has {a} cars with {b} seats each. {c} seats are empty. How many seats are taken?",
         "Seats: t = a * b",
         "Taken: r = t - c",
-        a=(3, 9), b=(6, 12), c=(3, 20),
+        a=(2, 9), b=(6, 12), c=(2, 12),
     ),
     _template(
         "equal_bags",
@@ -193,15 +193,15 @@ TEMPLATES: tuple[Template, ...] = (
         "does {he} fill?",
         "In all: t = a + b",
         "Bags: r = t / c",
-        a=(6, 30), b=(5, 30), c=(3, 6),
+        a=(4, 30), b=(4, 30), c=(2, 6),
     ),
     _template(
         "swimming_laps",
         "{name} swims {a} laps of {b} meters on Monday and {c} meters on Tuesday. How many meters does {he} "
-        "run in all?",
+        "swim in all?",
         "Monday: t = a * b",
         "In all: r = t + c",
-        a=(2, 9), b=(10, 12), c=(10, 45),
+        a=(2, 9), b=(10, 12), c=(10, 40),
     ),
     _template(
         "two_classes_buses",
@@ -217,7 +217,7 @@ TEMPLATES: tuple[Template, ...] = (
         "still to paint?",
         "Boards: t = a * b",
         "To paint: r = t - c",
-        a=(3, 9), b=(5, 12), c=(4, 25),
+        a=(2, 9), b=(5, 12), c=(2, 10),
     ),
     _template(
         "aquarium",
@@ -226,14 +226,14 @@ TEMPLATES: tuple[Template, ...] = (
         "Added: s = b * c",
         "In the tank: t = d + s",
         "Missing: r = a - t",
-        a=(40, 99), b=(3, 6), c=(4, 10), d=(4, 20),
+        a=(40, 99), b=(3, 6), c=(4, 10), d=(4, 10),
     ),
     _template(
         "toys_per_day",
         "A factory makes {a} toys a day for {b} days. {c} of the toys fail a test. How many toys pass?",
         "Made: t = a * b",
         "Passed: r = t - c",
-        a=(4, 12), b=(3, 9), c=(3, 20),
+        a=(4, 12), b=(2, 9), c=(2, 9),
     ),
     _template(
         "age_sum",
@@ -243,7 +243,7 @@ TEMPLATES: tuple[Template, ...] = (
         "Sum now: t = a + s",
         "Both grow: u = c * 2",
         "Sum then: r = t + u",
-        a=(6, 25), b=(2, 12), c=(2, 9),
+        a=(6, 25), b=(2, 9), c=(2, 9),
     ),
     _template(
         "craft_profit",
@@ -251,7 +251,7 @@ TEMPLATES: tuple[Template, ...] = (
         "of profit does {he} make?",
         "Profit on one: t = b - c",
         "Profit: r = t * a",
-        a=(3, 9), b=(9, 20), c=(4, 12),
+        a=(3, 9), b=(8, 20), c=(2, 12),
     ),
     _template(
         "chairs",
@@ -260,7 +260,7 @@ TEMPLATES: tuple[Template, ...] = (
         "Rows: s = a * b",
         "With {name}'s: t = s + c",
         "Now: r = t + d",
-        a=(3, 8), b=(4, 10), c=(3, 12), d=(3, 12),
+        a=(2, 8), b=(4, 10), c=(2, 9), d=(2, 9),
     ),
     _template(
         "rope_pieces",
@@ -268,14 +268,14 @@ TEMPLATES: tuple[Template, ...] = (
         "rope are left?",
         "Cut off: t = b * c",
         "Left: r = a - t",
-        a=(40, 99), b=(3, 8), c=(4, 12),
+        a=(40, 99), b=(2, 8), c=(4, 10),
     ),
     _template(
         "phone_calls",
         "{name} calls {a} people an hour for {b} hours. {c} people do not answer. How many people answer?",
         "Calls: t = a * b",
         "Answered: r = t - c",
-        a=(4, 12), b=(3, 8), c=(3, 25),
+        a=(4, 12), b=(2, 9), c=(2, 10),
     ),
     _template(
         "dozens",
@@ -283,7 +283,7 @@ TEMPLATES: tuple[Template, ...] = (
         "Bought: s = a * 12",
         "Eaten: t = b + c",
         "Left: r = s - t",
-        a=(2, 6), b=(2, 12), c=(2, 12),
+        a=(2, 7), b=(2, 12), c=(2, 12),
     ),
     _template(
         "weeks_to_days",
@@ -291,14 +291,14 @@ TEMPLATES: tuple[Template, ...] = (
         "{he} skips {b} minutes in total?",
         "Plan: t = a * 7",
         "Practiced: r = t - b",
-        a=(5, 25), b=(3, 40),
+        a=(4, 20), b=(3, 40),
     ),
     _template(
         "cows_and_sheep",
         "A farm has {a} cows and {b} times as many sheep. It sells {c} sheep. How many sheep remain?",
         "Sheep: t = a * b",
         "Remaining: r = t - c",
-        a=(4, 12), b=(3, 7), c=(4, 25),
+        a=(4, 12), b=(2, 9), c=(2, 10),
     ),
     _template(
         "fewer_than",
@@ -306,7 +306,7 @@ TEMPLATES: tuple[Template, ...] = (
         "many {thing} does {name3} have?",
         "{name2}: t = a - b",
         "{name3}: r = t + c",
-        a=(25, 60), b=(4, 20), c=(4, 20),
+        a=(20, 60), b=(2, 9), c=(2, 9),
     ),
     _template(
         "three_day_total",
@@ -315,14 +315,14 @@ TEMPLATES: tuple[Template, ...] = (
         "Tuesday: s = a + b",
         "Two days: t = a + s",
         "In all: r = t + c",
-        a=(5, 20), b=(2, 12), c=(5, 20),
+        a=(5, 20), b=(2, 9), c=(5, 12),
     ),
     _template(
         "groups_of_children",
         "{a} children form teams of {b}. Each team gets {c} {good}. How many {good} are needed?",
         "Teams: t = a / b",
         "Needed: r = t * c",
-        a=(12, 72), b=(3, 9), c=(3, 12),
+        a=(12, 72), b=(2, 9), c=(2, 9),
     ),
     _template(
         "boat_coupon",
@@ -330,7 +330,7 @@ TEMPLATES: tuple[Template, ...] = (
         "How many dollars does {he} pay?",
         "Price: t = b * c",
         "Pays: r = t - a",
-        a=(3, 20), b=(2, 9), c=(6, 12),
+        a=(2, 9), b=(2, 9), c=(4, 12),
     ),
     _template(
         "painted_tiles",
@@ -338,7 +338,7 @@ TEMPLATES: tuple[Template, ...] = (
         "tiles are white?",
         "White in a row: t = b - c",
         "White: r = t * a",
-        a=(3, 9), b=(8, 20), c=(3, 12),
+        a=(2, 9), b=(8, 20), c=(2, 11),
     ),
     _template(
         "two_trips",
@@ -356,7 +356,7 @@ TEMPLATES: tuple[Template, ...] = (
         "After Monday: s = a - b",
         "After borrowing: t = s - c",
         "Now: r = t + d",
-        a=(50, 99), b=(5, 20), c=(5, 20), d=(3, 12),
+        a=(50, 99), b=(3, 12), c=(3, 9), d=(2, 9),
     ),
     _template(
         "cups_per_pitcher",
@@ -374,7 +374,7 @@ TEMPLATES: tuple[Template, ...] = (
         "Pages: s = a * b",
         "After adding: t = s + c",
         "In the album: r = t - d",
-        a=(3, 8), b=(4, 10), c=(2, 10), d=(2, 20),
+        a=(2, 8), b=(4, 10), c=(2, 9), d=(2, 9),
     ),
     _template(
         "saving_for_bike",
@@ -383,7 +383,7 @@ TEMPLATES: tuple[Template, ...] = (
         "Earned: s = c * d",
         "Has: t = b + s",
         "Needs: r = a - t",
-        a=(60, 120), b=(5, 25), c=(4, 10), d=(3, 7),
+        a=(50, 99), b=(5, 20), c=(4, 9), d=(3, 6),
     ),
     _template(
         "pens_and_yard",
@@ -392,14 +392,14 @@ TEMPLATES: tuple[Template, ...] = (
         "Pens: s = a * b",
         "In all: t = s + c",
         "Left: r = t - d",
-        a=(3, 8), b=(4, 10), c=(3, 12), d=(3, 15),
+        a=(2, 9), b=(4, 10), c=(2, 9), d=(2, 9),
     ),
     _template(
         "equal_piles",
         "{name} stacks {a} coins in equal piles of {b}. {He} gives away {c} piles. How many piles are left?",
         "Piles: t = a / b",
         "Left: r = t - c",
-        a=(20, 90), b=(2, 9), c=(2, 10),
+        a=(16, 90), b=(2, 9), c=(2, 9),
     ),
     _template(
         "price_drop",
@@ -407,7 +407,7 @@ TEMPLATES: tuple[Template, ...] = (
         "dollars does {he} pay?",
         "New price: t = a - b",
         "Pays: r = t * c",
-        a=(12, 30), b=(3, 20), c=(3, 9),
+        a=(12, 30), b=(2, 9), c=(2, 9),
     ),
     _template(
         "points_in_games",
@@ -416,7 +416,7 @@ TEMPLATES: tuple[Template, ...] = (
         "{name}: s = a * b",
         "{name2}: t = s - c",
         "Together: r = s + t",
-        a=(4, 12), b=(3, 8), c=(3, 20),
+        a=(4, 12), b=(2, 9), c=(2, 9),
     ),
     _template(
         "water_bottles",
@@ -433,6 +433,6 @@ TEMPLATES: tuple[Template, ...] = (
         "{name} does {name2} write in {c} months?",
         "More in a month: t = b - a",
         "More: r = t * c",
-        a=(3, 12), b=(13, 24), c=(2, 9),
+        a=(3, 12), b=(12, 22), c=(2, 9),
     ),
 )
