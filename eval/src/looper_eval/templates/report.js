@@ -21,7 +21,12 @@ function openTarget() {
   if (!target) return;
   if (target.hidden) { search.value = ""; filter.value = ""; apply(); }
   target.open = true;
-  target.scrollIntoView();
+  // Rows that come into view are laid out only now and move the target; so scroll until it stays.
+  const settle = (left) => {
+    target.scrollIntoView();
+    if (left) requestAnimationFrame(() => settle(left - 1));
+  };
+  settle(3);
 }
 search.addEventListener("input", apply);
 filter.addEventListener("change", apply);
