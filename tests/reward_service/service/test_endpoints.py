@@ -119,8 +119,8 @@ async def test_questions_not_scored_by_the_deadline_fail_as_timeouts(open_servic
     async with open_service(batch_arms=1) as live:
         live.engine.gate.clear()
         started = time.monotonic()
-        reply = await live.score(message(), headers={"x-deadline-ms": "300"})
-        assert time.monotonic() - started < 0.3, "the reply must reach a client that waits 300 ms"
+        reply = await live.score(message(), headers={"x-deadline-ms": "3000"})
+        assert 2 < time.monotonic() - started < 3, "the reply must reach a client that waits 3 s"
         assert reply.status_code == 200
         error = {"code": "scorer_timeout", "retryable": True}
         assert reply.json()["results"] == [{"id": "q1", "status": "failed", "error": error}]
@@ -132,12 +132,12 @@ async def test_questions_scored_before_the_deadline_are_kept(open_service: Any, 
 
         def slow_second(questions: Any, mode: Any) -> Any:
             if questions[0].question == "slow":
-                time.sleep(0.6)
+                time.sleep(2.5)
             return plain(questions, mode)
 
         live.engine.score = slow_second
         sent = message(question("q1", "#### 8"), question("q2", "#### 8", prompt="slow"))
-        results = (await live.score(sent, headers={"x-deadline-ms": "300"})).json()["results"]
+        results = (await live.score(sent, headers={"x-deadline-ms": "1500"})).json()["results"]
         assert [result["status"] for result in results] == ["scored", "failed"]
 
 

@@ -31,7 +31,7 @@ class Endpoint:
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[socket.socket]:
-        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as opened:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as opened:
             yield opened
 
     def exchange(self, data: bytes) -> bytes:
@@ -140,7 +140,7 @@ def test_headers_have_a_bound(start: Start, name: bytes) -> None:
     began = time.monotonic()
     with contextlib.suppress(ConnectionError):
         assert b" 431 " in endpoint.exchange(head + name + b": " + b"a" * 20_000_000 + b"\r\n\r\n")
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
 
 
 def test_a_head_that_does_not_arrive_in_time_ends_with_408(start: Start) -> None:
@@ -149,7 +149,7 @@ def test_a_head_that_does_not_arrive_in_time_ends_with_408(start: Start) -> None
         began = time.monotonic()
         reply = endpoint.exchange(beginning)
         assert problem(reply)[:2] == (408, "request_timeout")
-        assert 0.25 < time.monotonic() - began < 3
+        assert 0.25 < time.monotonic() - began < 10
 
 
 def test_a_head_in_drops_has_the_same_deadline(start: Start) -> None:
@@ -169,7 +169,7 @@ def test_a_head_in_drops_has_the_same_deadline(start: Start) -> None:
             if reply:
                 break
         assert reply.startswith(b"HTTP/1.1 408")
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
 
 
 def test_a_second_request_on_a_connection_has_a_deadline_too(start: Start) -> None:
@@ -189,7 +189,7 @@ def test_an_unread_body_does_not_keep_a_connection(start: Start) -> None:
     began = time.monotonic()
     reply = endpoint.exchange(b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\nx")
     assert reply.startswith(b"HTTP/1.1 200")
-    assert time.monotonic() - began < 2, "closed at once, not by the keep-alive timer"
+    assert time.monotonic() - began < 4, "closed at once, not by the keep-alive timer"
 
 
 def test_a_trickled_body_ends_at_the_receive_deadline_with_or_without_a_key(start: Start) -> None:
@@ -202,7 +202,7 @@ def test_a_trickled_body_ends_at_the_receive_deadline_with_or_without_a_key(star
         began = time.monotonic()
         reply = endpoint.exchange(head.encode() + b"{")
         assert problem(reply)[0] == status
-        assert 0.25 < time.monotonic() - began < 3
+        assert 0.25 < time.monotonic() - began < 10
 
 
 def test_connections_have_a_bound_and_livez_comes_back(start: Start) -> None:
