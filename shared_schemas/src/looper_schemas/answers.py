@@ -39,7 +39,10 @@ _MARKER = re.compile(
   | (?P<label> \b(?: answers? | ans | final\ result ) \b {_DRESS}{{0,9}}
                (?: \([^()\n]{{0,80}}\) {_DRESS}{{0,9}} )? (?: : | = | -> | => | → | -\s ) )
   | (?P<heading> ^{_DRESS}{{0,9}} (?: final\ )? answer {_DRESS}{{0,9}} $ )
-  | (?P<prose> \banswers?\b [^.:=?!\n]{{0,80}}? \b(?: is | are | was | equals | be | becomes | comes\ to )\b
+  | (?P<prose> (?: \banswers? | \b(?:the|my|our|final|correct|right) [ ] (?:[a-z]{{1,12}}[ ]){{0,2}} answers?
+                   (?: , | [ ](?:to|for|in|of|here|then|thus|therefore|we)\b ) [^.:=?!\n]{{0,60}}? )
+               [\s*_]{{1,4}} (?: (?: would | should | will | must ) \s )?
+               (?: is | are | was | be | equals | becomes | comes\ to ) \b
                (?! n['’]t ) (?! {_DRESS}{{0,4}} not\b ) )
   | (?P<letter> ^{_DRESS}{{0,9}} (?-i:A) {_DRESS}{{0,4}} : )
     """,
@@ -173,14 +176,16 @@ def _statement(text: str, marker: re.Match[str], limit: int) -> _Statement | Non
             return None  # another statement follows at once: `Answer: #### 5`
         return _Statement(marker.start(), body, end, None)
     reading = read(segment[:_STATEMENT_CHARS])
-    followed = limit == len(text) and bool(text[end:limit].strip())
+    followed = limit < len(text) or bool(text[end:].strip())
     if reading is None:
         talk = kind in ("prose", "hash", "heading") or followed
         return None if talk else _Statement(marker.start(), body, end, None)
     if kind == "hash" and not reading.bare and (followed or _HEADING_WORD.match(segment)):
         return None
-    if kind in ("label", "heading", "letter") and followed and not (reading.led or reading.sole):
-        return None  # `Answer:` as the title of a worked solution
+    if kind in ("label", "heading", "letter") and followed and not reading.bare:
+        final = (reading.led or reading.sole) and "=" not in text[end:limit]
+        if not final:
+            return None  # `Answer:` as the title of a worked solution
     return _Statement(marker.start(), body, end, reading.value)
 
 
