@@ -1,4 +1,7 @@
-"""`looper-eval run | compare | report | card`. A failure that users can mend is one line and exit code 2."""
+"""`looper-eval run | compare | report | card | contamination`.
+
+A failure that users can mend is one line and exit code 2.
+"""
 
 from __future__ import annotations
 
@@ -84,6 +87,23 @@ def _card(options: argparse.Namespace) -> None:
     print(write_card(options.folder, options.name, options.baseline, options.out))
 
 
+def _contamination(options: argparse.Namespace) -> None:
+    import json
+
+    from looper_eval.contamination import find_contamination
+    from looper_eval.dataset import load_dataset
+    from looper_eval.page import write_page
+
+    evaluation = load_dataset(options.dataset).questions
+    hits = find_contamination(load_dataset(options.train).questions, evaluation)
+    if options.out:
+        write_page(options.out, "".join(json.dumps(hit._asdict(), ensure_ascii=False) + "\n" for hit in hits))
+    for hit in hits:
+        print(f"{hit.kind}: {hit.eval_id} in {hit.train_id}: {hit.shared[:120]}")
+    touched = len({hit.eval_id for hit in hits})
+    print(f"{touched} of {len(evaluation)} evaluation questions have a match in {options.train}")
+
+
 def _print(summary: object) -> None:
     from rich.console import Console
 
@@ -149,6 +169,14 @@ def _parser() -> argparse.ArgumentParser:
         "--baseline", metavar="MODEL", help="what it is compared with (default: the one before it)"
     )
     card.add_argument("--out", type=Path, help="file (default: <folder>/card-<model>.md)")
+
+    contamination = commands.add_parser(
+        "contamination", help="look for evaluation questions in training data"
+    )
+    contamination.set_defaults(command=_contamination)
+    contamination.add_argument("--train", required=True, help="JSONL file that a model was trained on")
+    contamination.add_argument("--dataset", required=True, help="evaluation questions, as in run")
+    contamination.add_argument("--out", type=Path, help="JSONL file for the hits")
     return parser
 
 
