@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from looper_schemas.scoring import Arm, FailedQuestion, Question, RewardMode
 from regime_w.arms import ArmSpec, build_all_arms
-from regime_w.embedding import EmbeddingUnavailable
+from regime_w.model_files import EmbeddingUnavailable
 from regime_w.scorer import Scorer, parse_arm
 from regime_w.settings import RegimeWSettings
 

@@ -52,7 +52,7 @@ class Scorer:
     `scorer_id` is a digest of the scoring code, the settings and the models: equal ids give equal rewards.
 
     Raises:
-        regime_w.embedding.EmbeddingUnavailable: the embedding model cannot be loaded.
+        regime_w.model_files.EmbeddingUnavailable: the embedding model cannot be loaded.
     """
 
     def __init__(

@@ -16,13 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regime_w.embedding import (
-    MODEL_FILES,
     CachedEmbedder,
-    EmbeddingUnavailable,
     TransformerEmbedder,
     Vectors,
     split_windows,
 )
+from regime_w.model_files import MODEL_FILES, EmbeddingUnavailable
 from regime_w.scoring import path_agreement
 
 TEXTS = [
@@ -156,7 +155,7 @@ def test_a_model_that_pools_otherwise_is_refused(model_folder: Path, tmp_path: P
 
 
 def test_an_unknown_model_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("regime_w.embedding._hub_folder", lambda model, *, local_only: None)
+    monkeypatch.setattr("regime_w.model_files._hub_folder", lambda model, *, local_only: None)
     with pytest.raises(EmbeddingUnavailable, match="give the path of its folder"):
         TransformerEmbedder("nobody/no-such-model")
     with pytest.raises(EmbeddingUnavailable, match="missing"):

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from regime_w.arithmetic import evaluate
 from regime_w.arms import COUNTERFACTUAL_CLOSE, COUNTERFACTUAL_OPEN
-from regime_w.equations import equations, evaluate, intermediate_results
+from regime_w.equations import equations, intermediate_results
 
 READ = {
     "4*6=24": "24",
