@@ -246,10 +246,13 @@ def test_a_wrong_key_is_refused_at_once(server: FakeRewardServer) -> None:
 
 
 def test_a_key_that_may_not_see_components_is_never_downgraded() -> None:
-    with FakeRewardServer(allowed=Disclosure.REWARD) as server:
-        with client_of(server) as client, pytest.raises(RewardRejected, match="disclosure components"):
+    with FakeRewardServer(reward_key="less") as server:
+        with (
+            client_of(server, key="less") as client,
+            pytest.raises(RewardRejected, match="disclosure components"),
+        ):
             client.score(QUESTIONS, step=0, purpose=Purpose.TRAIN)
-        with client_of(server, disclosure="reward") as client:
+        with client_of(server, key="less", disclosure="reward") as client:
             result = client.score(QUESTIONS, step=0, purpose=Purpose.TRAIN)["q0"]
     assert rewards(result) == {"0": 1.0, "1": -0.5}
     assert isinstance(result, ScoredQuestion)

@@ -33,6 +33,7 @@ from looper_schemas.scoring import (
 )
 from looper_trainer.config import StageConfig, save_resolved
 from looper_trainer.errors import DataError
+from looper_trainer.folders import require_checkpoint
 from looper_trainer.reward_client import RewardClient, as_question
 from looper_trainer.sampling.base import Completion, Sampler, SamplingParams
 
@@ -80,6 +81,7 @@ def run(config: RolloutsConfig) -> None:
         raise DataError(f"{config.questions_file}: ids repeat; give every problem its own")
     if config.output.exists():
         raise DataError(f"{config.output}: exists already; remove it or choose another --output")
+    require_checkpoint(config.model)
     with RewardClient.from_environment(
         run_id=config.run_id or f"rollouts-{config.output.stem}"[:200],
         reward_mode=config.reward_mode,

@@ -26,6 +26,7 @@ from looper_schemas.prompt import format_prompt, format_target
 from looper_schemas.records import Problem, read_records
 from looper_trainer.config import StageConfig, save_resolved
 from looper_trainer.errors import CheckpointError, DataError
+from looper_trainer.folders import check_output, require_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -89,6 +90,7 @@ def run(config: SFTStageConfig) -> None:
         CheckpointError: the base model cannot be loaded, or the output is no place for a model.
     """
     check_output(config.output)
+    require_checkpoint(config.model)
     train = read_records(config.train_file, Problem)[: config.limit]
     dev = read_records(config.dev_file, Problem)[: config.dev_limit] if config.dev_file else []
     partial = config.output.with_name(config.output.name + ".partial")
@@ -111,18 +113,6 @@ def run(config: SFTStageConfig) -> None:
         shutil.rmtree(config.output, ignore_errors=True)
         partial.rename(config.output)
         print(f"sft: {config.output} holds the model")
-
-
-def check_output(output: Path) -> None:
-    """Refuse to replace a folder that holds something else than a model.
-
-    Raises:
-        CheckpointError: `output` is a file, or a folder with other content.
-    """
-    if output.exists() and not output.is_dir():
-        raise CheckpointError(f"{output}: is a file; choose another --output")
-    if output.is_dir() and any(output.iterdir()) and not (output / "config.json").is_file():
-        raise CheckpointError(f"{output}: holds other files than a model; choose another --output")
 
 
 def encode_problems(
@@ -294,21 +284,13 @@ def _make_trainer(
 
 
 def _load_base(config: SFTStageConfig, on_gpu: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from looper_trainer.sampling.transformers import load_pretrained
 
-    from looper_trainer.sampling.transformers import one_line, require_checkpoint
-
-    require_checkpoint(config.model)
     dtype = config.dtype
     if dtype == "auto":
         # Steps of 1e-5 vanish in bfloat16 weights; an adapter is float32 whatever its base is.
         dtype = "bfloat16" if on_gpu and config.mode == "lora" else "float32"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.model)
-        model = AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{config.model}: cannot load the model: {one_line(error)}") from error
-    return model, tokenizer
+    return load_pretrained(config.model, dtype)
 
 
 def _save(config: SFTStageConfig, trainer: Any, partial: Path) -> None:

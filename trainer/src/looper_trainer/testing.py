@@ -91,15 +91,15 @@ class Faults:
 
 
 class FakeRewardServer:
-    """A reward service on 127.0.0.1 with one key; a context manager that starts and stops it.
+    """A reward service on 127.0.0.1; a context manager that starts and stops it.
 
     Args:
         mode: "correct" or "random" rewards.
-        key: the key it accepts.
+        key: a key that may see everything.
         seed: of the random rewards.
         port: 0 for any free one.
         scorer_id: what it calls its scorer.
-        allowed: the most that the key may have disclosed.
+        reward_key: another key, which may see rewards only.
         limits: what one request may hold.
 
     Attributes:
@@ -117,14 +117,14 @@ class FakeRewardServer:
         seed: int = 0,
         port: int = 0,
         scorer_id: str | None = None,
-        allowed: Disclosure = Disclosure.COMPONENTS,
+        reward_key: str | None = None,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.mode = mode
         self.key = key
         self.seed = seed
         self.scorer_id = scorer_id or f"fake-{mode}-{seed}"
-        self.allowed = allowed
+        self.reward_key = reward_key
         self.limits = limits
         self.faults = Faults()
         self.requests: list[ScoreRequest] = []
@@ -172,7 +172,17 @@ class FakeRewardServer:
             ranges={mode.value: RewardRange(low=WRONG, high=RIGHT) for mode in RewardMode},
         )
 
-    def answer(self, idempotency_key: str | None, body: bytes) -> bytes | ProblemCode:
+    def allowed(self, key: str) -> Disclosure | None:
+        """The most that `key` may have disclosed; None for an unknown key."""
+        if hmac.compare_digest(key.encode(), self.key.encode()):
+            return Disclosure.COMPONENTS
+        if self.reward_key is not None and hmac.compare_digest(key.encode(), self.reward_key.encode()):
+            return Disclosure.REWARD
+        return None
+
+    def answer(
+        self, idempotency_key: str | None, body: bytes, allowed: Disclosure = Disclosure.COMPONENTS
+    ) -> bytes | ProblemCode:
         """The reply to a score request: a 200 body, or what is wrong with it."""
         digest = hashlib.sha256(body).hexdigest()
         with self._lock:
@@ -188,7 +198,7 @@ class FakeRewardServer:
                 kinds = {item["type"] for item in error.errors(include_url=False, include_input=False)}
                 malformed = "json_invalid" in kinds
                 return ProblemCode.MALFORMED_REQUEST if malformed else ProblemCode.INVALID_REQUEST
-            if problem := self._refusal(request):
+            if problem := self._refusal(request, allowed):
                 return problem
             reply = self._response(request, digest).model_dump_json(exclude_none=False).encode()
             self.requests.append(request)
@@ -196,8 +206,8 @@ class FakeRewardServer:
                 self._replies[idempotency_key] = (digest, reply)
             return reply
 
-    def _refusal(self, request: ScoreRequest) -> ProblemCode | None:
-        if request.disclosure is Disclosure.COMPONENTS and self.allowed is Disclosure.REWARD:
+    def _refusal(self, request: ScoreRequest, allowed: Disclosure) -> ProblemCode | None:
+        if request.disclosure is Disclosure.COMPONENTS and allowed is Disclosure.REWARD:
             return ProblemCode.FORBIDDEN
         if request.scorer_id is not None and request.scorer_id != self.scorer_id:
             return ProblemCode.SCORER_MISMATCH
@@ -290,7 +300,9 @@ class _Server(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no news."""
+        """A client that went away is no news; anything else is a defect to be seen."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -304,7 +316,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/livez":
             self._send(200, b'{"status":"alive"}')
-        elif self._may_go_on():
+        elif self._may_go_on() is not None:
             if self.path == "/v1/info":
                 self._send(200, self.fake.info().model_dump_json().encode())
             elif self.path == "/v1/score":
@@ -314,14 +326,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self._body()
-        if body is None or not self._may_go_on():
+        allowed = self._may_go_on() if body is not None else None
+        if body is None or allowed is None:
             return None
         if self.path != "/v1/score":
             known = self.path in ("/v1/info", "/livez")
             return self._problem(ProblemCode.METHOD_NOT_ALLOWED if known else ProblemCode.NOT_FOUND)
         if self.headers.get_content_type() != "application/json":
             return self._problem(ProblemCode.UNSUPPORTED_MEDIA_TYPE)
-        reply = self.fake.answer(self.headers.get("Idempotency-Key"), body)
+        reply = self.fake.answer(self.headers.get("Idempotency-Key"), body, allowed)
         if isinstance(reply, ProblemCode):
             return self._problem(reply)
         return self._send(200, reply)
@@ -338,21 +351,21 @@ class _Handler(BaseHTTPRequestHandler):
             return self.rfile.read(int(length))
         return None
 
-    def _may_go_on(self) -> bool:
-        """Apply the faults that precede an answer, then the key."""
+    def _may_go_on(self) -> Disclosure | None:
+        """Apply the faults that precede an answer, then the key: what it may see, or None after a refusal."""
         faults = self.fake.faults
         time.sleep(faults.take_hang())
         if faults.take("dropped"):
             self.close_connection = True
-            return False
+            return None
         if faults.take("unavailable"):
             self._problem(ProblemCode.OVERLOADED)
-            return False
+            return None
         scheme, _, key = self.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(key.encode(), self.fake.key.encode()):
+        allowed = self.fake.allowed(key) if scheme.lower() == "bearer" else None
+        if allowed is None:
             self._problem(ProblemCode.UNAUTHENTICATED)
-            return False
-        return True
+        return allowed
 
     def _problem(self, code: ProblemCode) -> None:
         problem = Problem.of(code, uuid.uuid4().hex)

@@ -13,14 +13,26 @@ import random
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from looper_trainer.errors import CheckpointError, ConfigError
+from looper_trainer.folders import require_checkpoint
 from looper_trainer.sampling.base import Completion, SamplingParams
+
+__all__ = [
+    "TransformersSampler",
+    "choose_tokens",
+    "default_eos_ids",
+    "load_pretrained",
+    "load_sampler",
+    "one_line",
+    "require_checkpoint",
+    "resolve_device",
+    "resolve_dtype",
+]
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -247,18 +259,31 @@ def load_sampler(
         CheckpointError: there is no model there.
         ConfigError: there is no such device or dtype.
     """
+    place = resolve_device(device)
+    model, tokenizer = load_pretrained(path_or_name, resolve_dtype(dtype, place))
+    return TransformersSampler(model.to(place).eval(), tokenizer, batch_size=batch_size)
+
+
+def load_pretrained(
+    path_or_name: str, dtype: torch.dtype | str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The causal language model and the tokenizer in a folder, or of that name on the hub.
+
+    Raises:
+        CheckpointError: there is no model there, or a damaged one.
+    """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    place = resolve_device(device)
     require_checkpoint(path_or_name)
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path_or_name)
-        model = AutoModelForCausalLM.from_pretrained(path_or_name, dtype=resolve_dtype(dtype, place))
-    except (OSError, ValueError) as error:
+        model = AutoModelForCausalLM.from_pretrained(path_or_name, dtype=dtype)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{path_or_name}: cannot load the model: {one_line(error)}") from error
-    return TransformersSampler(model.to(place).eval(), tokenizer, batch_size=batch_size)
+    return model, tokenizer
 
 
 def resolve_device(device: str) -> torch.device:
@@ -282,24 +307,6 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ConfigError(f"unknown dtype: {dtype}; use auto, float32, bfloat16 or float16")
     return found
-
-
-def require_checkpoint(path_or_name: str) -> None:
-    """Refuse what is plainly no checkpoint before any library tries to load it.
-
-    Raises:
-        CheckpointError: a folder without model files, or a path that does not exist.
-    """
-    folder = Path(path_or_name)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(f"{path_or_name}: holds no config.json, so it is no model checkpoint")
-        if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-            raise CheckpointError(f"{path_or_name}: holds no model weights (*.safetensors)")
-    elif folder.exists():
-        raise CheckpointError(f"{path_or_name}: is a file; name the folder of a model checkpoint")
-    elif path_or_name.startswith((".", "/", "~")) or path_or_name.count("/") != 1:
-        raise CheckpointError(f"{path_or_name}: no such folder; name a model checkpoint or a hub model")
 
 
 def one_line(error: BaseException) -> str:
