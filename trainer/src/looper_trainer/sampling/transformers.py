@@ -115,7 +115,7 @@ class TransformersSampler:
             self._advance(batch, chosen)
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> _Batch:
-        from transformers import DynamicCache
+        from looper_trainer.sampling.cache import make_cache
 
         device = self.model.device
         lengths = torch.tensor([len(prompt) for prompt in prompts])
@@ -125,7 +125,7 @@ class TransformersSampler:
         mask = (torch.arange(longest)[None, :] >= longest - lengths[:, None]).long()  # (B, T); 1 = real token
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         batch = _Batch(
-            cache=DynamicCache(config=self.model.config),
+            cache=make_cache(self.model.config),
             logits=torch.empty(0),
             mask=mask.to(device),
             lengths=lengths.to(device),
