@@ -230,6 +230,21 @@ def test_with_one_of_two_servers_gone_the_other_does_all_the_work(fake, said):
     sampler.close()
 
 
+def test_what_hangs_on_a_lost_server_is_asked_of_the_other(fake, said):
+    with (
+        fake_vllm.FakeVLLM() as sick,
+        VLLMSampler("base", quick(fake.url, sick.url, connections=4), say=said.append) as sampler,
+    ):
+        sick.delay = {prompt[0]: 30.0 for prompt in PROMPTS}  # its other requests are never answered
+        sick.faults = ["sicken"]
+        began = time.monotonic()
+        check(sampler.sample(PROMPTS, PARAMS, SEEDS))
+        assert time.monotonic() - began < 15
+        assert len(sick.sampled()) == 4
+    assert len(fake.sampled()) == len(PROMPTS)
+    assert any("going on with the others" in line for line in said)
+
+
 def test_a_server_that_comes_back_during_a_call_is_used_again(fake, said, tmp_path):
     with VLLMSampler("base", quick(fake.url), say=said.append) as sampler:
         sampler.load_adapter(adapter(tmp_path / "a", "one"), 1)

@@ -41,7 +41,7 @@ class FakeVLLM:
     """The server and its knobs.
 
     faults: consumed one by completion request: an HTTP status, or "drop", "short", "nan", "ids", "model",
-        "prompt", "abort", "json".
+        "prompt", "abort", "json", "sicken" (dropped, and the server's health fails from then on).
     delay: seconds that a prompt's completions take, by its first token.
     """
 
@@ -52,6 +52,7 @@ class FakeVLLM:
         self.log: list[tuple[str, str]] = []  # (load|unload, adapter name)
         self.faults: list[int | str] = []
         self.always: int | str | None = None
+        self.healthy = True
         self.delay: dict[int, float] = {}
         self.in_flight = self.most_in_flight = 0
         self.lock = threading.Lock()
@@ -107,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         fake = self.server_state
         if self.path == "/health":
-            return self._send(200, {})
+            return self._send(200 if fake.healthy else 503, {})
         cards = [{"id": fake.model, "parent": None}]
         cards += [{"id": name, "parent": fake.model} for name in fake.adapters]
         return self._send(200, {"data": cards})
@@ -147,7 +148,9 @@ class _Handler(BaseHTTPRequestHandler):
             fault = fake.always if fake.always is not None else None
             if fault is None and fake.faults and not probe:
                 fault = fake.faults.pop(0)
-        if not probe:
+        if fault == "sicken":
+            fake.healthy, fault = False, "drop"
+        elif not probe:
             time.sleep(fake.delay.get(body["prompt"][0], 0.0))
             _die_if_told()
         if isinstance(fault, int):
