@@ -153,7 +153,7 @@ class TransformersSampler:
     def _completion(self, row: _Row) -> Completion:
         body = row.tokens[:-1] if row.ended else row.tokens
         return Completion(
-            text=self.tokenizer.decode(body, skip_special_tokens=True),
+            text=self.tokenizer.decode(body, skip_special_tokens=True, clean_up_tokenization_spaces=False),
             token_ids=tuple(row.tokens),
             logprobs=tuple(row.logprobs),
             finish_reason="stop" if row.ended else "length",
