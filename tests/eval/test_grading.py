@@ -47,6 +47,8 @@ PLATINUM = [
     ("Answer: \\boxed{72}", "72", "a box after the label"),
     ("Answer: 5 so \\boxed{72}", "72", "a box after the label comes before its first number"),
     ("\\boxed{72} and \\boxed{5}", "72", "the first box"),
+    ("answer: \\boxed{5}\nanswer: \\boxed{72}", "72", "the box after the last label"),
+    ("**Answer**: 72\nfor 3 people", "72", "asterisks between label and colon"),
     ("\\boxed{\\text{72 clips}}", "72", "text in the box"),
     ("\\boxed{57{,}500} it is", "57", "a box with braces is not seen; last line instead, commas deleted"),
     ("\\boxed{72}\nanswer: 5", "5", "the label comes before the box"),
