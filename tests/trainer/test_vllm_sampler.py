@@ -397,6 +397,17 @@ def test_kill_9_of_the_whole_server_in_mid_sample_is_survived(site, tmp_path, sa
     assert any("restart 1" in line for line in said)
 
 
+def test_a_server_that_dies_on_its_last_question_is_survived_too(site, tmp_path, said, monkeypatch):
+    monkeypatch.setenv("FAKE_VLLM_DELAY", json.dumps({str(PROMPTS[5][0]): 1.0}))
+    with VLLMSampler("base", quick(), folder=tmp_path, say=said.append) as sampler:
+        found = {}
+        for index, completions in sampler.sample_iter(PROMPTS, PARAMS, SEEDS):
+            found[index] = completions
+            if len(found) == 11:  # the other workers are idle and will see the question come back
+                os.killpg(sampler.server.pid, signal.SIGKILL)
+        check([found[i] for i in range(12)])
+
+
 def test_a_server_that_cannot_start_says_why_and_where_the_log_is(site, tmp_path, said):
     with pytest.raises(SamplerError, match=r"Error: no such model: broken; see .*vllm\.log"):
         VLLMServer("broken", quick(), log_file=tmp_path / "vllm.log", say=said.append).start()

@@ -130,29 +130,37 @@ class Run:
 
     async def _serve(self, client: httpx.AsyncClient, link: VLLMLink, connections: int) -> None:
         await asyncio.to_thread(link.prepare, self._adapter, self._cancelled)
-        recovering = asyncio.Lock()
-        workers = {asyncio.create_task(self._worker(client, link, recovering)) for _ in range(connections)}
+        ready = asyncio.Event()  # not while the server is being recovered
+        ready.set()
+        workers = {asyncio.create_task(self._worker(client, link, ready)) for _ in range(connections)}
         try:
             await asyncio.gather(*workers)
         finally:
             await _end(workers)
 
-    async def _worker(self, client: httpx.AsyncClient, link: VLLMLink, recovering: asyncio.Lock) -> None:
+    async def _worker(self, client: httpx.AsyncClient, link: VLLMLink, ready: asyncio.Event) -> None:
         while True:
+            await ready.wait()
             request = await self._work.get()
+            if not ready.is_set():  # the server failed while this worker was idle: no attempt to waste on it
+                self._work.put_nowait(request)
+                continue
             prepared = link.prepared
             try:
                 completions = await link.ask(client, self._body(link, request))
             except TryAgain as error:
+                recoverer = ready.is_set() and link.prepared == prepared
+                if recoverer:
+                    ready.clear()
                 request.attempts += 1
                 self._work.put_nowait(request)
                 if request.attempts >= _ATTEMPTS:
                     raise SamplerError(
                         f"vLLM at {link.url} failed {_ATTEMPTS} times on one prompt: {error}"
                     ) from None
-                async with recovering:
-                    if link.prepared == prepared:  # else another worker has done it
-                        await asyncio.to_thread(link.prepare, self._adapter, self._cancelled)
+                if recoverer:
+                    await asyncio.to_thread(link.prepare, self._adapter, self._cancelled)
+                    ready.set()
                 await asyncio.sleep(0.1 * 2**request.attempts)
             except asyncio.CancelledError:
                 self._work.put_nowait(request)  # this server is lost; another may take it
