@@ -10,31 +10,22 @@ What it promises a training run:
 
 from __future__ import annotations
 
-import logging
 import os
 import random
-import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
-
-import httpx
-import stamina
-from pydantic import BaseModel, ValidationError
+from typing import Self
 
 from looper_schemas import records
-from looper_schemas.problems import PROBLEM_TYPE_PREFIX, Problem, ProblemCode
+from looper_schemas.problems import ProblemCode
 from looper_schemas.scoring import (
     Arm,
     Disclosure,
     FailedQuestion,
     FinishReason,
-    Limits,
     Purpose,
     Question,
     QuestionError,
@@ -45,6 +36,8 @@ from looper_schemas.scoring import (
     ServiceInfo,
 )
 from looper_trainer.errors import ConfigError, RewardRejected, RewardUnavailable, ScorerMismatch
+from looper_trainer.reward_batches import batches, check_reply, fits
+from looper_trainer.reward_http import Exchanger, Waiting, announce
 from looper_trainer.sampling.base import Completion
 
 __all__ = [
@@ -57,30 +50,7 @@ __all__ = [
     "as_question",
 ]
 
-_FIRST_WAIT_S = 0.25
-_LONGEST_WAIT_S = 15.0
-_BAD_REPLIES_BEFORE_GIVING_UP = 3
 _ROUNDS_FOR_FAILED_QUESTIONS = 3
-_LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
-
-MessageT = TypeVar("MessageT", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """The client waits before it tries again. Times are in seconds."""
-
-    reason: str
-    attempt: int
-    next_try_s: float
-    waited_s: float
-    gives_up_after_s: float
-
-    def __str__(self) -> str:
-        return (
-            f"waiting for the reward service: {self.reason}; attempt {self.attempt} failed, next in "
-            f"{self.next_try_s:.1f} s, {self.waited_s:.0f} of {self.gives_up_after_s:.0f} s waited"
-        )
 
 
 def as_question(problem: records.Problem, completions: Sequence[Completion]) -> Question:
@@ -102,11 +72,6 @@ def as_question(problem: records.Problem, completions: Sequence[Completion]) -> 
             for index, completion in enumerate(completions)
         ),
     )
-
-
-def announce(waiting: Waiting) -> None:
-    """Say on standard error that the client waits."""
-    print(waiting, file=sys.stderr, flush=True)
 
 
 class RewardClient:
@@ -144,29 +109,25 @@ class RewardClient:
         on_wait: Callable[[Waiting], None] = announce,
         allow_http: bool = False,
     ) -> None:
-        base = _checked_url(url, allow_http)
-        if not key or not key.isascii() or not key.isprintable() or " " in key:
-            raise ConfigError("the reward service's key is empty or not plain text; set LOOPER_REWARD_KEY")
-        self.url = str(base)
         self.run_id = run_id
         self.reward_mode = RewardMode(reward_mode)
         self.disclosure = Disclosure(disclosure)
         self.scorer_id = scorer_id
-        self.timeout_s = timeout_s
-        self.give_up_after_s = give_up_after_s
-        self.first_contact_s = min(first_contact_s, give_up_after_s)
-        self.on_wait = on_wait
-        self._answered = False
-        self._closed = False
         self._info: ServiceInfo | None = None
-        self._http = httpx.Client(
-            base_url=base,
-            headers={"Authorization": f"Bearer {key}"},
-            timeout=httpx.Timeout(timeout_s, connect=min(10.0, timeout_s)),
-            trust_env=base.host not in _LOOPBACK_HOSTS,  # a proxy has no business with a local service
+        self._http = Exchanger(
+            url,
+            key,
+            timeout_s=timeout_s,
+            give_up_after_s=give_up_after_s,
+            first_contact_s=first_contact_s,
+            on_wait=on_wait,
+            allow_http=allow_http,
         )
-        # Waiting is announced through on_wait; stamina's own warnings would say it twice.
-        logging.getLogger("stamina").addHandler(logging.NullHandler())
+
+    @property
+    def url(self) -> str:
+        """Base address of the service."""
+        return self._http.url
 
     @classmethod
     def from_environment(
@@ -215,7 +176,6 @@ class RewardClient:
 
     def close(self) -> None:
         """Close the connections; a wait in another thread ends at its next attempt."""
-        self._closed = True
         self._http.close()
 
     def info(self) -> ServiceInfo:
@@ -225,7 +185,7 @@ class RewardClient:
             RewardUnavailable, RewardRejected, ScorerMismatch: see `looper_trainer.errors`.
         """
         if self._info is None:
-            info = self._exchange("GET", "/v1/info", ServiceInfo, lambda _: None, {}, None)
+            info = self._http.exchange("GET", "/v1/info", ServiceInfo, lambda _: None, {}, None)
             self._pin(info.scorer_id)
             self._info = info
         return self._info
@@ -255,7 +215,7 @@ class RewardClient:
         results: dict[str, ScoredQuestion | FailedQuestion] = {}
         pending = []
         for question in questions:
-            if _fits(question, info.limits):
+            if fits(question, info.limits):
                 pending.append(question)
             else:
                 error = QuestionError(code=ProblemCode.REQUEST_TOO_LARGE, retryable=False)
@@ -263,7 +223,7 @@ class RewardClient:
         for again in range(_ROUNDS_FOR_FAILED_QUESTIONS + 1):
             if again:
                 time.sleep(random.uniform(0, 2**again))
-            for batch in _batches(pending, info.limits):
+            for batch in batches(pending, info.limits):
                 results.update(self._score_batch(batch, step, purpose))
             pending = [question for question in pending if _worth_retrying(results[question.id])]
             if not pending:
@@ -286,9 +246,9 @@ class RewardClient:
         body = request.model_dump_json().encode()
 
         def check(reply: ScoreResponse) -> None:
-            _check_reply(reply, batch, self.disclosure)
+            check_reply(reply, batch, self.disclosure)
 
-        reply = self._exchange("POST", "/v1/score", ScoreResponse, check, headers, body)
+        reply = self._http.exchange("POST", "/v1/score", ScoreResponse, check, headers, body)
         self._pin(reply.scorer_id)
         return {result.id: result for result in reply.results}
 
@@ -301,240 +261,9 @@ class RewardClient:
                 "scorer again, or begin a new run"
             )
 
-    def _exchange(
-        self,
-        method: str,
-        path: str,
-        kind: type[MessageT],
-        check: Callable[[MessageT], None],
-        headers: dict[str, str],
-        body: bytes | None,
-    ) -> MessageT:
-        """One checked reply of `kind`, however many attempts the deadline allows."""
-        started = time.monotonic()
-        attempts = bad_replies = 0
-
-        def limit_s() -> float:
-            return self.give_up_after_s if self._answered else self.first_contact_s
-
-        def wait_before_next(error: Exception) -> float | bool:
-            """stamina's hook: seconds until the next attempt, or False to let `error` out."""
-            nonlocal attempts, bad_replies
-            if not isinstance(error, _TryAgain) or self._closed:
-                return False
-            attempts += 1
-            bad_replies += error.bad_reply
-            if bad_replies >= _BAD_REPLIES_BEFORE_GIVING_UP:
-                return False
-            # Full jitter: many trainers that lost one service do not come back in step.
-            wait_s = random.uniform(0, min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(attempts, 20)))
-            wait_s = max(wait_s, error.retry_after_s)
-            waited_s = time.monotonic() - started
-            if waited_s + wait_s >= limit_s():
-                return False
-            self.on_wait(Waiting(error.reason, attempts, wait_s, waited_s, limit_s()))
-            return wait_s
-
-        try:
-            for attempt in stamina.retry_context(on=wait_before_next, attempts=None, timeout=None):
-                with attempt:
-                    remaining_s = limit_s() - (time.monotonic() - started)
-                    return self._attempt(method, path, kind, check, headers, body, max(remaining_s, 0.1))
-        except _TryAgain as error:
-            if error.bad_reply:
-                raise RewardRejected(
-                    f"{self.url} replies outside the contract ({error.reason}); check LOOPER_REWARD_URL and "
-                    "the service's version"
-                ) from error
-            raise RewardUnavailable(
-                f"no answer from the reward service at {self.url} within {limit_s():.0f} s ({error.reason}); "
-                "start it or check LOOPER_REWARD_URL, then run the same command again"
-            ) from error
-        raise AssertionError("unreachable: stamina returns or raises")
-
-    def _attempt(
-        self,
-        method: str,
-        path: str,
-        kind: type[MessageT],
-        check: Callable[[MessageT], None],
-        headers: dict[str, str],
-        body: bytes | None,
-        remaining_s: float,
-    ) -> MessageT:
-        limit_s = min(self.timeout_s, remaining_s)
-        headers = {**headers, "X-Deadline-Ms": str(int(limit_s * 1000))}
-        timeout = httpx.Timeout(limit_s, connect=min(10.0, limit_s))
-        ends = time.monotonic() + limit_s
-        content = bytearray()
-        try:
-            with self._http.stream(method, path, headers=headers, content=body, timeout=timeout) as response:
-                for chunk in response.iter_bytes():
-                    content += chunk
-                    # httpx bounds each read; a reply in drops needs a bound of its own.
-                    if time.monotonic() > ends:
-                        raise _TryAgain(f"the reply took more than {limit_s:.0f} s")
-                    if len(content) > _LONGEST_REPLY_BYTES:
-                        raise RewardRejected(
-                            f"{self.url}: the reply is longer than {_LONGEST_REPLY_BYTES} bytes"
-                        )
-        except httpx.RequestError as error:
-            raise _TryAgain(_describe(error)) from error
-        if response.status_code >= 400 or response.is_redirect:
-            raise self._refusal(response, bytes(content))
-        self._answered = True
-        try:
-            reply = kind.model_validate_json(bytes(content))
-            check(reply)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            raise _TryAgain(f"{'.'.join(map(str, first['loc']))} {first['msg']}", bad_reply=True) from None
-        except _BadReply as error:
-            raise _TryAgain(str(error), bad_reply=True) from None
-        return reply
-
-    def _refusal(self, response: httpx.Response, content: bytes) -> Exception:
-        """What an error reply means: to be tried again, or a `RewardError` that says what to do."""
-        status = response.status_code
-        try:
-            problem = Problem.model_validate_json(content)
-        except ValidationError:
-            problem = None
-        code = _code_of(problem)
-        if code is ProblemCode.SCORER_MISMATCH:
-            return ScorerMismatch(
-                f"{self.url} runs another scorer than {self.scorer_id}, to which this run is pinned; start "
-                "that scorer again, or begin a new run"
-            )
-        what = f"HTTP {status}" + (f" {code}" if code else "")
-        if status in (408, 429) or status >= 500 or (problem is not None and problem.retryable):
-            # A problem body is the service's own voice; a bare 502 may come from whatever stands before it.
-            self._answered = self._answered or problem is not None
-            return _TryAgain(what, retry_after_s=_retry_after_s(response))
-        advice = {
-            401: "it does not know the API key; check LOOPER_REWARD_KEY",
-            403: f"the API key does not allow this (disclosure {self.disclosure}); use a key with that scope",
-            404: "there is no reward service at this address; check LOOPER_REWARD_URL",
-            413: "the request exceeds its limits; use smaller batches",
-        }.get(status, "it refuses the request; check LOOPER_REWARD_URL and that its version fits this client")
-        if code is ProblemCode.BUDGET_EXHAUSTED:
-            advice = "the budget of the API key is used up; raise it or use another key"
-        if response.is_redirect:
-            advice = "the address redirects; set LOOPER_REWARD_URL to the service's own address"
-        return RewardRejected(f"reward service at {self.url}: {what}: {advice}")
-
-
-_LONGEST_REPLY_BYTES = 512 * 2**20
-
-
-class _TryAgain(Exception):
-    """An attempt failed in a way that another attempt may mend."""
-
-    def __init__(self, reason: str, retry_after_s: float = 0.0, bad_reply: bool = False) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.retry_after_s = retry_after_s
-        self.bad_reply = bad_reply
-
-
-class _BadReply(Exception):
-    """A reply that is well-formed but does not answer the request."""
-
-
-def _check_reply(reply: ScoreResponse, batch: Sequence[Question], disclosure: Disclosure) -> None:
-    """Refuse a reply that does not answer exactly `batch`, or answers with less than was asked."""
-    asked = {question.id: question for question in batch}
-    if sorted(result.id for result in reply.results) != sorted(asked):
-        raise _BadReply(f"{len(reply.results)} results do not match the {len(asked)} question ids")
-    for result in reply.results:
-        if isinstance(result, FailedQuestion):
-            continue
-        question = asked[result.id]
-        if sorted(arm.id for arm in result.arms) != sorted(arm.id for arm in question.arms):
-            raise _BadReply("arm ids of a result do not match those of its question")
-        if result.correct_flags is not None and len(result.correct_flags) != len(question.arms):
-            raise _BadReply("correct_flags of a result do not match its arms")
-        if disclosure is Disclosure.COMPONENTS and (result.scores is None or result.correct_flags is None):
-            raise _BadReply("components were asked for and are missing")
-
-
-def _code_of(problem: Problem | None) -> ProblemCode | None:
-    """The code that `problem` names, or None when another kind of server wrote it."""
-    try:
-        return None if problem is None else ProblemCode(problem.type.removeprefix(PROBLEM_TYPE_PREFIX))
-    except ValueError:
-        return None
-
 
 def _worth_retrying(result: ScoredQuestion | FailedQuestion) -> bool:
     return isinstance(result, FailedQuestion) and result.error.retryable
-
-
-def _fits(question: Question, limits: Limits) -> bool:
-    texts = [question.question, *(t for arm in question.arms for t in (arm.reasoning, arm.full_text) if t)]
-    return (
-        len(question.arms) <= limits.max_arms
-        and max(map(len, texts)) <= limits.max_text_chars
-        and _size(question) + _ENVELOPE_BYTES <= limits.max_body_bytes
-    )
-
-
-def _size(question: Question) -> int:
-    return len(question.model_dump_json().encode()) + 1
-
-
-_ENVELOPE_BYTES = 2048  # everything in a request but its questions
-
-
-def _batches(questions: Sequence[Question], limits: Limits) -> Iterator[list[Question]]:
-    """`questions`, in order, in as few lists as `limits` allow."""
-    batch: list[Question] = []
-    used = _ENVELOPE_BYTES
-    for question in questions:
-        size = _size(question)
-        if batch and (len(batch) == limits.max_questions or used + size > limits.max_body_bytes):
-            yield batch
-            batch, used = [], _ENVELOPE_BYTES
-        batch.append(question)
-        used += size
-    if batch:
-        yield batch
-
-
-def _retry_after_s(response: httpx.Response) -> float:
-    """Seconds that a `Retry-After` header asks for (RFC 9110 10.2.3); 0 without a readable one."""
-    value = response.headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return 0.0
-
-
-def _describe(error: httpx.RequestError) -> str:
-    if isinstance(error, httpx.ConnectError):
-        return f"cannot connect: {error}"
-    if isinstance(error, httpx.TimeoutException):
-        return "no reply in time"
-    return f"the connection broke: {type(error).__name__}"
-
-
-def _checked_url(url: str, allow_http: bool) -> httpx.URL:
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        parsed = httpx.URL("")
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ConfigError(f"LOOPER_REWARD_URL is no http(s) address: {url!r}")
-    if parsed.userinfo:
-        raise ConfigError("LOOPER_REWARD_URL holds a user or password; put the key into LOOPER_REWARD_KEY")
-    if parsed.scheme == "http" and parsed.host not in _LOOPBACK_HOSTS and not allow_http:
-        raise ConfigError(
-            f"{parsed.host}: plain http would send the key and all texts in the clear; use https, or on a "
-            "private network set LOOPER_REWARD_ALLOW_HTTP=1"
-        )
-    return parsed
 
 
 def _key_from_environment() -> str:

@@ -1,0 +1,283 @@
+"""Checked exchanges with one HTTP service, each under one deadline: the lower half of the reward client.
+
+An exchange is repeated on transport errors, 408, 429, 5xx, retryable problems and, a few times, on replies
+that break the contract. Whatever else goes wrong is a `RewardError` that says what to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+
+import httpx
+import stamina
+from pydantic import BaseModel, ValidationError
+
+from looper_schemas.problems import Problem, ProblemCode
+from looper_trainer.errors import ConfigError, RewardRejected, RewardUnavailable, ScorerMismatch
+
+_FIRST_WAIT_S = 0.25
+_LONGEST_WAIT_S = 15.0
+_BAD_REPLIES_BEFORE_GIVING_UP = 3
+_LONGEST_REPLY_BYTES = 512 * 2**20
+_LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+
+MessageT = TypeVar("MessageT", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The client waits before it tries again. Times are in seconds."""
+
+    reason: str
+    attempt: int
+    next_try_s: float
+    waited_s: float
+    gives_up_after_s: float
+
+    def __str__(self) -> str:
+        return (
+            f"waiting for the reward service: {self.reason}; attempt {self.attempt} failed, next in "
+            f"{self.next_try_s:.1f} s, {self.waited_s:.0f} of {self.gives_up_after_s:.0f} s waited"
+        )
+
+
+def announce(waiting: Waiting) -> None:
+    """Say on standard error that the client waits."""
+    print(waiting, file=sys.stderr, flush=True)
+
+
+class BadReply(Exception):
+    """A reply that is well-formed but does not answer the request."""
+
+
+class _TryAgain(Exception):
+    """An attempt failed in a way that another attempt may mend."""
+
+    def __init__(self, reason: str, retry_after_s: float = 0.0, bad_reply: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+        self.bad_reply = bad_reply
+
+
+class Exchanger:
+    """HTTP connections to one service.
+
+    Args:
+        url: base address; plain http is refused beyond loopback unless `allow_http`.
+        key: bearer key.
+        timeout_s: longest wait for one reply.
+        give_up_after_s: total deadline of one exchange, all its attempts included.
+        first_contact_s: the deadline instead, until the service has answered once.
+        on_wait: called before each wait.
+        allow_http: permit plain http to a host that is not loopback.
+
+    Raises:
+        ConfigError: unusable url or key.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        *,
+        timeout_s: float,
+        give_up_after_s: float,
+        first_contact_s: float,
+        on_wait: Callable[[Waiting], None],
+        allow_http: bool,
+    ) -> None:
+        base = _checked_url(url, allow_http)
+        if not key or not key.isascii() or not key.isprintable() or " " in key:
+            raise ConfigError("the reward service's key is empty or not plain text; set LOOPER_REWARD_KEY")
+        self.url = str(base)
+        self.timeout_s = timeout_s
+        self.give_up_after_s = give_up_after_s
+        self.first_contact_s = min(first_contact_s, give_up_after_s)
+        self.on_wait = on_wait
+        self._answered = False
+        self._closed = False
+        self._http = httpx.Client(
+            base_url=base,
+            headers={"Authorization": f"Bearer {key}"},
+            trust_env=base.host not in _LOOPBACK_HOSTS,  # a proxy has no business with a local service
+        )
+        # Waiting is announced through on_wait; stamina's own warnings would say it twice.
+        logging.getLogger("stamina").addHandler(logging.NullHandler())
+
+    def close(self) -> None:
+        """Close the connections; a wait in another thread ends at its next attempt."""
+        self._closed = True
+        self._http.close()
+
+    def exchange(
+        self,
+        method: str,
+        path: str,
+        kind: type[MessageT],
+        check: Callable[[MessageT], None],
+        headers: dict[str, str],
+        body: bytes | None,
+    ) -> MessageT:
+        """One reply of `kind` that passes `check`, however many attempts the deadline allows.
+
+        Every attempt sends the same `headers` and `body`. `check` raises `BadReply` for a reply that is
+        well-formed but does not answer the request.
+
+        Raises:
+            RewardUnavailable, RewardRejected, ScorerMismatch: see `looper_trainer.errors`.
+        """
+        started = time.monotonic()
+        attempts = bad_replies = 0
+
+        def limit_s() -> float:
+            return self.give_up_after_s if self._answered else self.first_contact_s
+
+        def wait_before_next(error: Exception) -> float | bool:
+            """stamina's hook: seconds until the next attempt, or False to let `error` out."""
+            nonlocal attempts, bad_replies
+            if not isinstance(error, _TryAgain) or self._closed:
+                return False
+            attempts += 1
+            bad_replies += error.bad_reply
+            if bad_replies >= _BAD_REPLIES_BEFORE_GIVING_UP:
+                return False
+            # Full jitter: many trainers that lost one service do not come back in step.
+            wait_s = random.uniform(0, min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(attempts, 20)))
+            wait_s = max(wait_s, error.retry_after_s)
+            waited_s = time.monotonic() - started
+            if waited_s + wait_s >= limit_s():
+                return False
+            self.on_wait(Waiting(error.reason, attempts, wait_s, waited_s, limit_s()))
+            return wait_s
+
+        try:
+            for attempt in stamina.retry_context(on=wait_before_next, attempts=None, timeout=None):
+                with attempt:
+                    remaining_s = limit_s() - (time.monotonic() - started)
+                    return self._attempt(method, path, kind, check, headers, body, max(remaining_s, 0.1))
+        except _TryAgain as error:
+            if error.bad_reply:
+                raise RewardRejected(
+                    f"{self.url} replies outside the contract ({error.reason}); check LOOPER_REWARD_URL and "
+                    "the service's version"
+                ) from error
+            raise RewardUnavailable(
+                f"no answer from the reward service at {self.url} within {limit_s():.0f} s ({error.reason}); "
+                "start it or check LOOPER_REWARD_URL, then run the same command again"
+            ) from error
+        raise AssertionError("unreachable: stamina returns or raises")
+
+    def _attempt(
+        self,
+        method: str,
+        path: str,
+        kind: type[MessageT],
+        check: Callable[[MessageT], None],
+        headers: dict[str, str],
+        body: bytes | None,
+        remaining_s: float,
+    ) -> MessageT:
+        limit_s = min(self.timeout_s, remaining_s)
+        headers = {**headers, "X-Deadline-Ms": str(int(limit_s * 1000))}
+        timeout = httpx.Timeout(limit_s, connect=min(10.0, limit_s))
+        ends = time.monotonic() + limit_s
+        content = bytearray()
+        try:
+            with self._http.stream(method, path, headers=headers, content=body, timeout=timeout) as response:
+                for chunk in response.iter_bytes():
+                    content += chunk
+                    # httpx bounds each read; a reply in drops needs a bound of its own.
+                    if time.monotonic() > ends:
+                        raise _TryAgain(f"the reply took more than {limit_s:.0f} s")
+                    if len(content) > _LONGEST_REPLY_BYTES:
+                        raise RewardRejected(
+                            f"{self.url}: the reply is longer than {_LONGEST_REPLY_BYTES} bytes"
+                        )
+        except httpx.RequestError as error:
+            raise _TryAgain(_describe(error)) from error
+        if response.status_code >= 400 or response.is_redirect:
+            raise self._refusal(response, bytes(content))
+        self._answered = True
+        try:
+            reply = kind.model_validate_json(bytes(content))
+            check(reply)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise _TryAgain(f"{'.'.join(map(str, first['loc']))} {first['msg']}", bad_reply=True) from None
+        except BadReply as error:
+            raise _TryAgain(str(error), bad_reply=True) from None
+        return reply
+
+    def _refusal(self, response: httpx.Response, content: bytes) -> Exception:
+        """What an error reply means: to be tried again, or a `RewardError` that says what to do."""
+        status = response.status_code
+        try:
+            problem = Problem.model_validate_json(content)
+        except ValidationError:
+            problem = None
+        code = problem.code if problem is not None else None
+        if code is ProblemCode.SCORER_MISMATCH:
+            return ScorerMismatch(
+                f"{self.url} runs another scorer than this run is pinned to; start that scorer again, or "
+                "begin a new run"
+            )
+        what = f"HTTP {status}" + (f" {code}" if code else "")
+        if status in (408, 429) or status >= 500 or (problem is not None and problem.retryable):
+            # A problem body is the service's own voice; a bare 502 may come from whatever stands before it.
+            self._answered = self._answered or problem is not None
+            return _TryAgain(what, retry_after_s=_retry_after_s(response))
+        advice = {
+            401: "it does not know the API key; check LOOPER_REWARD_KEY",
+            403: "the API key does not allow what is asked (see disclosure); use a key with that scope",
+            404: "there is no reward service at this address; check LOOPER_REWARD_URL",
+            413: "the request exceeds its limits; use smaller batches",
+        }.get(status, "it refuses the request; check LOOPER_REWARD_URL and that its version fits this client")
+        if code is ProblemCode.BUDGET_EXHAUSTED:
+            advice = "the budget of the API key is used up; raise it or use another key"
+        if response.is_redirect:
+            advice = "the address redirects; set LOOPER_REWARD_URL to the service's own address"
+        return RewardRejected(f"reward service at {self.url}: {what}: {advice}")
+
+
+def _retry_after_s(response: httpx.Response) -> float:
+    """Seconds that a `Retry-After` header asks for (RFC 9110 10.2.3); 0 without a readable one."""
+    value = response.headers.get("Retry-After", "").strip()
+    if value.isdecimal():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def _describe(error: httpx.RequestError) -> str:
+    if isinstance(error, httpx.ConnectError):
+        return f"cannot connect: {error}"
+    if isinstance(error, httpx.TimeoutException):
+        return "no reply in time"
+    return f"the connection broke: {type(error).__name__}"
+
+
+def _checked_url(url: str, allow_http: bool) -> httpx.URL:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        parsed = httpx.URL("")
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ConfigError(f"LOOPER_REWARD_URL is no http(s) address: {url!r}")
+    if parsed.userinfo:
+        raise ConfigError("LOOPER_REWARD_URL holds a user or password; put the key into LOOPER_REWARD_KEY")
+    if parsed.scheme == "http" and parsed.host not in _LOOPBACK_HOSTS and not allow_http:
+        raise ConfigError(
+            f"{parsed.host}: plain http would send the key and all texts in the clear; use https, or on a "
+            "private network set LOOPER_REWARD_ALLOW_HTTP=1"
+        )
+    return parsed
