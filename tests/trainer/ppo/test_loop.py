@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 import torch
 
 from looper_schemas.records import Problem, RolloutRecord, Trajectory, read_records, write_records
-from looper_schemas.scoring import Purpose, Question, RewardMode
+from looper_schemas.scoring import Purpose, Question, RewardMode, ServiceInfo
 from looper_trainer.errors import (
     CheckpointError,
     ConfigError,
@@ -29,6 +28,7 @@ from looper_trainer.ppo.log import RunLog
 from looper_trainer.ppo.loop import Data, Results, read_data, run, train, train_step
 from looper_trainer.ppo.policy import Policy
 from looper_trainer.ppo.update import make_optimizer
+from looper_trainer.reward_client import RewardClient
 from looper_trainer.testing import FakeRewardServer
 
 from .conftest import CountingScorer, build
@@ -304,6 +304,7 @@ def files(ppo_config: PPOConfig, problems: list[Problem], tmp_path: Path) -> PPO
         "dev_file": tmp_path / "dev.jsonl",
         "steps": 2,
         "merge": True,
+        "give_up_after_s": 30.0,
     }
     return ppo_config.model_copy(update=settings)
 
@@ -327,42 +328,42 @@ def test_run_trains_over_http_and_leaves_a_plain_model_that_transformers_loads(
     assert AutoTokenizer.from_pretrained(files.output / "merged").eos_token == "<eos>"
 
 
+class OutageAtStep2:
+    """A real client whose server goes down just before step 2 is scored, and comes back after a second."""
+
+    def __init__(self, client: RewardClient, server: FakeRewardServer) -> None:
+        self.client, self.server = client, server
+
+    def info(self) -> ServiceInfo:
+        return self.client.info()
+
+    def score(self, questions: Sequence[Question], *, step: int, purpose: Purpose) -> Results:
+        if step == 2:
+            self.server.stop()
+            threading.Timer(1.0, self.server.start).start()
+        return self.client.score(questions, step=step, purpose=purpose)
+
+
 def test_an_outage_in_the_middle_changes_no_reward_and_no_weight(
-    files: PPOConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ppo_config: PPOConfig, problems: list[Problem], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("LOOPER_REWARD_KEY", "test-key")
-    configs = [files.model_copy(update={"output": files.output / name, "run_id": "same"}) for name in "ab"]
-    configs = [config.model_copy(update={"steps": 3, "merge": False}) for config in configs]
-    for config, outage in zip(configs, (False, True), strict=True):
-        with FakeRewardServer(mode="random", seed=3) as server:
-            monkeypatch.setenv("LOOPER_REWARD_URL", server.url)
-            if outage:
-                stop_at_second_request(server, monkeypatch, down_s=1.0)
-            run(config)
+    calm, troubled = (
+        ppo_config.model_copy(update={"output": tmp_path / name, "run_id": "same", "steps": 3})
+        for name in ("calm", "troubled")
+    )
+    for config in (calm, troubled):
+        with (
+            FakeRewardServer(mode="random", seed=3) as server,
+            RewardClient(server.url, server.key, run_id="same", give_up_after_s=30.0) as client,
+        ):
+            policy, sampler = build(config)
+            scorer = client if config is calm else OutageAtStep2(client, server)
+            train(config, Data(problems, [], []), policy, sampler, scorer)
             assert [request.step for request in server.requests] == [1, 2, 3]
     assert "waiting for the reward service" in capfd.readouterr().err
-    assert without_seconds(configs[0]) == without_seconds(configs[1])
-    assert saved(configs[0], 3) == saved(configs[1], 3)
-    assert max(line["seconds"]["score_wait"] for line in metrics_of(configs[1])[1:]) > 0.5
-
-
-def stop_at_second_request(server: FakeRewardServer, monkeypatch: pytest.MonkeyPatch, down_s: float) -> None:
-    """Take the server down when it is asked to score step 2, before it answers, and up again later."""
-    answer, due = server.answer, [True]
-
-    def failing(idempotency_key: str | None, body: bytes) -> Any:
-        if due and json.loads(body)["step"] == 2:
-            due.clear()
-            threading.Thread(target=restart).start()
-            time.sleep(down_s / 2)  # the reply is on no wire when the port closes
-        return answer(idempotency_key, body)
-
-    def restart() -> None:
-        server.stop()
-        time.sleep(down_s)
-        server.start()
-
-    monkeypatch.setattr(server, "answer", failing)
+    assert metrics_of(troubled)[1]["seconds"]["score_wait"] > 0.5
+    assert without_seconds(calm) == without_seconds(troubled)
+    assert saved(calm, 3) == saved(troubled, 3)
 
 
 def test_a_service_that_stays_away_pauses_the_run_and_resume_ends_it_with_the_same_weights(
