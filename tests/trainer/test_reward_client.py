@@ -281,6 +281,23 @@ def test_a_run_resumed_against_another_scorer_ends_before_any_score(server: Fake
     assert server.requests == []
 
 
+def test_info_of_another_scorer_is_an_error_already(server: FakeRewardServer) -> None:
+    both = f"{server.scorer_id}.*the-one-before"
+    with client_of(server, scorer_id="the-one-before") as client, pytest.raises(ScorerMismatch, match=both):
+        client.info()
+
+
+def test_a_reply_in_another_scorers_name_is_an_error(
+    server: FakeRewardServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = server._response
+    monkeypatch.setattr(
+        server, "_response", lambda *a: real(*a).model_copy(update={"scorer_id": "behind-the-balancer"})
+    )
+    with client_of(server) as client, pytest.raises(ScorerMismatch, match="behind-the-balancer"):
+        client.score(QUESTIONS, step=0, purpose=Purpose.TRAIN)
+
+
 def test_replies_that_do_not_answer_the_request_are_never_used(
     server: FakeRewardServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
