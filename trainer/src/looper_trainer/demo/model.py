@@ -36,7 +36,7 @@ class Shape:
 
     vocabulary: int = 1024
     width: int = 192
-    layers: int = 4
+    layers: int = 3
     heads: int = 6
     feed_forward: int = 512
     positions: int = 512
