@@ -8,10 +8,9 @@ they are asked for: `looper --help` needs no training library.
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -29,39 +28,79 @@ _TRAINING_LIBRARIES = {"torch", "transformers", "trl", "peft", "accelerate", "da
 
 @dataclass(frozen=True)
 class Stage:
-    """Where a subcommand lives: module and name of its configuration, module and name of its function."""
+    """A subcommand. `config` imports its settings, `run` the stage itself: help needs the former only."""
 
     summary: str
-    config: tuple[str, str]
-    run: tuple[str, str]
+    config: Callable[[], type[StageConfig]]
+    run: Callable[[Any], None]
+
+
+def _prepare_data() -> type[StageConfig]:
+    from looper_trainer.data import PrepareDataConfig
+
+    return PrepareDataConfig
+
+
+def _run_prepare_data(config: Any) -> None:
+    from looper_trainer.data import run
+
+    run(config)
+
+
+def _sft() -> type[StageConfig]:
+    from looper_trainer.sft import SFTStageConfig
+
+    return SFTStageConfig
+
+
+def _run_sft(config: Any) -> None:
+    from looper_trainer.sft import run
+
+    run(config)
+
+
+def _rollouts() -> type[StageConfig]:
+    from looper_trainer.rollouts import RolloutsConfig
+
+    return RolloutsConfig
+
+
+def _run_rollouts(config: Any) -> None:
+    from looper_trainer.rollouts import run
+
+    run(config)
+
+
+def _ppo() -> type[StageConfig]:
+    from looper_trainer.ppo.config import PPOConfig
+
+    return PPOConfig
+
+
+def _run_ppo(config: Any) -> None:
+    from looper_trainer.ppo.loop import run
+
+    run(config)
+
+
+def _merge() -> type[StageConfig]:
+    from looper_trainer.models import MergeConfig
+
+    return MergeConfig
+
+
+def _run_merge(config: Any) -> None:
+    from looper_trainer.models import run_merge
+
+    run_merge(config)
 
 
 STAGES = {
-    "prepare-data": Stage(
-        "split GSM8K into a train and a dev file",
-        ("looper_trainer.data", "PrepareDataConfig"),
-        ("looper_trainer.data", "run"),
-    ),
-    "sft": Stage(
-        "teach a base model the solution format (supervised fine-tuning)",
-        ("looper_trainer.sft", "SFTStageConfig"),
-        ("looper_trainer.sft", "run"),
-    ),
-    "rollouts": Stage(
-        "sample solutions of every question and have them scored",
-        ("looper_trainer.rollouts", "RolloutsConfig"),
-        ("looper_trainer.rollouts", "run"),
-    ),
-    "ppo": Stage(
-        "train with PPO on the reward service's scores",
-        ("looper_trainer.ppo.config", "PPOConfig"),
-        ("looper_trainer.ppo.loop", "run"),
-    ),
-    "merge": Stage(
-        "merge a LoRA adapter into a plain model folder",
-        ("looper_trainer.models", "MergeConfig"),
-        ("looper_trainer.models", "run_merge"),
-    ),
+    "prepare-data": Stage("split GSM8K into a train and a dev file", _prepare_data, _run_prepare_data),
+    "sft": Stage("teach a base model the solution format (supervised fine-tuning)", _sft, _run_sft),
+    "rollouts": Stage("sample solutions of every question and have them scored", _rollouts, _run_rollouts),
+    "ppo": Stage("train with PPO on the reward service's scores", _ppo, _run_ppo),
+    "merge": Stage("merge a LoRA adapter into a plain model folder", _merge, _run_merge),
 }
 
 
@@ -98,9 +137,9 @@ def _dispatch(arguments: list[str]) -> None:
         raise ConfigError(unknown_key(arguments[0], STAGES, "command"))
     else:
         name, stage = arguments[0], STAGES[arguments[0]]
-        config = read_config(name, _load(stage.config), arguments[1:])
+        config = read_config(name, stage.config(), arguments[1:])
         if config is not None:
-            _load(stage.run)(config)
+            stage.run(config)
 
 
 def _overview() -> str:
@@ -117,10 +156,6 @@ def _overview() -> str:
             "LOOPER_REWARD_URL and LOOPER_REWARD_KEY (or LOOPER_REWARD_KEY_FILE).",
         ]
     )
-
-
-def _load(place: tuple[str, str]) -> Any:
-    return getattr(importlib.import_module(place[0]), place[1])
 
 
 class _Parser(argparse.ArgumentParser):
