@@ -22,7 +22,16 @@ PUBLIC_PACKAGES = (
 )
 PUBLIC_TESTS = ("tests/schemas", "tests/trainer", "tests/eval")
 PRIVATE_NAMES = re.compile(r"\b(regime_w|reward_service)\b")
-DYNAMIC_IMPORTS = {"import_module", "__import__", "exec", "eval", "run_module", "run_path", "find_spec", "compile_command"}
+DYNAMIC_IMPORTS = {
+    "import_module",
+    "__import__",
+    "exec",
+    "eval",
+    "run_module",
+    "run_path",
+    "find_spec",
+    "compile_command",
+}
 ALLOWED_IMPORTS = {
     "looper_schemas": {"looper_schemas"},
     "looper_trainer": {"looper_schemas", "looper_trainer"},
@@ -49,11 +58,17 @@ def scan_source(source: str, file: Path, package: str | None) -> Iterator[Violat
         if match := PRIVATE_NAMES.search(line):
             yield Violation(file, number, f"names the private package {match[0]}")
     for node in ast.walk(ast.parse(source, filename=str(file))):
-        if isinstance(node, ast.Call) and _called_name(node) in DYNAMIC_IMPORTS and not _is_constant_call(node):
+        if (
+            isinstance(node, ast.Call)
+            and _called_name(node) in DYNAMIC_IMPORTS
+            and not _is_constant_call(node)
+        ):
             yield Violation(file, node.lineno, f"calls {_called_name(node)}() with a computed name")
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             joined = node.value.replace("-", "_")
-            if PRIVATE_NAMES.search(joined) and not PRIVATE_NAMES.search(source.splitlines()[node.lineno - 1]):
+            if PRIVATE_NAMES.search(joined) and not PRIVATE_NAMES.search(
+                source.splitlines()[node.lineno - 1]
+            ):
                 yield Violation(file, node.lineno, "spells a private package in a string")
         if package is not None:
             yield from _forbidden_imports(node, file, package)

@@ -1,6 +1,6 @@
 """Start the private reward service for the demo: a fresh key, then `reward-service serve`.
 
-    python scripts/demo/private_service.py --port P --key-file FILE --home DIR
+python scripts/demo/private_service.py --port P --key-file FILE --home DIR
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from pathlib import Path
 
 def main() -> None:
     """Write a new API key to `--key-file`, then become the service."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--port", required=True)
     parser.add_argument("--key-file", type=Path, required=True)
     parser.add_argument("--home", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""The whole journey through the public commands: data, SFT, rollouts, PPO with its reward over HTTP, evaluation.
+"""The whole journey through the public commands: data, SFT, rollouts, PPO with rewards over HTTP, evaluation.
 
     python scripts/demo/run.py [--model tiny|smollm2] [--data FOLDER] [--seed N] [--out DIR]
                                [--service COMMAND | --reward correct|random] [--config FILE]
@@ -45,15 +45,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     seed = str(options.seed)
     base, sft, ppo = out / "base", out / "checkpoints/sft", out / "checkpoints/ppo_rl"
     problems = options.data or out / "problems"
-    train, dev, rollouts = (out / "data" / name for name in ("gsm8k_train.jsonl", "gsm8k_dev.jsonl", "ppo_rollouts.jsonl"))
+    train, dev, rollouts = (
+        out / "data" / name for name in ("gsm8k_train.jsonl", "gsm8k_dev.jsonl", "ppo_rollouts.jsonl")
+    )
     began = time.monotonic()
     try:
         if options.data is None:
-            stage(out, "problems", problems / "test.jsonl", module("looper_trainer.demo.problems"), problems, "--seed", seed)
+            stage(
+                out,
+                "problems",
+                problems / "test.jsonl",
+                module("looper_trainer.demo.problems"),
+                problems,
+                "--seed",
+                seed,
+            )
         model = (problems,) if options.model == "tiny" else ()
+        sums = ("--sums", options.sums) if options.sums is not None else ()
         stage(
             out, "base", base / "config.json", module("looper_trainer.demo.model"), base,
-            *(("--data", *model, "--seed", seed) if model else ("--smollm2",)),
+            *(("--data", *model, "--seed", seed, *sums) if model else ("--smollm2",)),
         )  # fmt: skip
         stage(
             out, "prepare-data", dev, "looper", "prepare-data", "--config", config,
@@ -82,7 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             *eval_options(options),
         )  # fmt: skip
     except subprocess.CalledProcessError as failure:
-        console.print(f"[red]stopped[/]: see the lines above and {out / 'logs'}; the same command goes on from here")
+        console.print(
+            f"[red]stopped[/]: see the lines above and {out / 'logs'}; the same command goes on from here"
+        )
         return failure.returncode if failure.returncode > 0 else 1
     page = write_demo_report(out)
     console.print(f"[bold green]done[/] in {time.monotonic() - began:.0f} s: open {page}")
@@ -91,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=("tiny", "smollm2"), default="tiny")
     parser.add_argument("--data", type=Path, help="folder with train.jsonl and test.jsonl in GSM8K's format")
     parser.add_argument("--seed", type=int, default=0)
@@ -99,11 +114,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, help="TOML file of stage settings (default: the model's own)")
     parser.add_argument("--service", help="command that starts a reward server")
     parser.add_argument("--reward", choices=("correct", "random"), help="use the public fake server instead")
+    parser.add_argument("--sums", type=int, help="steps that the tiny base model practises sums")
     parser.add_argument("--eval-limit", type=int, help="evaluate on the first N test questions only")
     parser.add_argument("--fresh", action="store_true", help="remove --out first")
     options = parser.parse_args(argv)
     if options.data and not (options.data / "train.jsonl").is_file():
-        parser.error(f"--data {options.data}: has no train.jsonl; name a folder with train.jsonl and test.jsonl")
+        parser.error(
+            f"--data {options.data}: has no train.jsonl; name a folder with train.jsonl and test.jsonl"
+        )
     if options.model == "smollm2" and options.data is None:
         console.print("no --data: SmolLM2 is trained on the demo's own problem set")
     if not options.service and not options.reward:
@@ -117,11 +135,13 @@ def refuse_other_settings(options: argparse.Namespace) -> None:
     """Stop when `--out` holds a demo of other settings, whose stages would be skipped wrongly."""
     wanted = {
         "model": options.model, "seed": options.seed, "data": str(options.data or ""),
-        "config": str(options.config or ""), "reward": options.reward or "service",
+        "config": str(options.config or ""), "sums": options.sums, "reward": options.reward or "service",
     }  # fmt: skip
     file = options.out / "demo.json"
     if file.is_file() and (found := json.loads(file.read_text())) != wanted:
-        console.print(f"error: {options.out} holds a demo with other settings {found}; use another --out or --fresh")
+        console.print(
+            f"error: {options.out} holds a demo with other settings {found}; use another --out or --fresh"
+        )
         raise SystemExit(2)
     file.write_text(json.dumps(wanted, indent=1))
 
@@ -132,7 +152,12 @@ def module(name: str) -> tuple[str, str, str]:
 
 
 def stage(
-    out: Path, name: str, result: Path, *command: object, environment: dict[str, str] | None = None, mark: bool = False
+    out: Path,
+    name: str,
+    result: Path,
+    *command: object,
+    environment: dict[str, str] | None = None,
+    mark: bool = False,
 ) -> None:
     """Run one command unless `result` exists, showing its output live and keeping it in a log.
 
@@ -163,7 +188,10 @@ def stage(
         raise subprocess.CalledProcessError(code, words)
     if mark:
         result.touch()
-    console.print(f"[dim]{name}: {time.monotonic() - began:.1f} s[/]")
+    seconds = round(time.monotonic() - began, 1)
+    with (out / "timings.jsonl").open("a", encoding="utf-8") as timings:
+        timings.write(json.dumps({"stage": name, "seconds": seconds}) + "\n")
+    console.print(f"[dim]{name}: {seconds} s[/]")
 
 
 @contextmanager
@@ -176,7 +204,15 @@ def reward_server(options: argparse.Namespace) -> Iterator[dict[str, str]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     if options.service:
-        command = [*shlex.split(options.service), "--port", str(port), "--key-file", str(key_file), "--home", str(home)]
+        command = [
+            *shlex.split(options.service),
+            "--port",
+            str(port),
+            "--key-file",
+            str(key_file),
+            "--home",
+            str(home),
+        ]
     else:
         key_file.write_text(secrets.token_urlsafe(32))
         key_file.chmod(0o600)

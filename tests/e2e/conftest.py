@@ -1,4 +1,4 @@
-"""Processes that the end-to-end tests run: the public commands and the private service, as a user starts them."""
+"""The public commands and the private service, started as a user starts them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ BIN = Path(sys.executable).parent
 
 
 def environment(**extra: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LOOPER_", "REWARD_SERVICE_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("LOOPER_", "REWARD_SERVICE_"))
+    }
     return {**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **extra}
 
 
@@ -33,7 +37,15 @@ class Service:
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = environment(REWARD_SERVICE_HOME=str(home))
-        create = [BIN / "reward-service", "keys", "create", "--name", "e2e", "--scopes", "score:reward,score:components"]
+        create = [
+            BIN / "reward-service",
+            "keys",
+            "create",
+            "--name",
+            "e2e",
+            "--scopes",
+            "score:reward,score:components",
+        ]
         done = subprocess.run(create, env=self.environment, capture_output=True, text=True, check=True)
         self.key = done.stdout.strip()
         self.process: subprocess.Popen[bytes] | None = None
@@ -81,9 +93,20 @@ def base_model(tmp_path) -> Path:
     problems, base, data = tmp_path / "problems", tmp_path / "base", tmp_path / "data"
     for command in (
         ["-m", "looper_trainer.demo.problems", problems],
-        ["-m", "looper_trainer.demo.model", base, "--data", problems],
+        ["-m", "looper_trainer.demo.model", base, "--data", problems, "--sums", "0"],
     ):
-        subprocess.run([sys.executable, *map(str, command)], env=environment(), check=True, capture_output=True)
-    prepare = [BIN / "looper", "prepare-data", "--input", problems / "train.jsonl", "--output", data, "--limit", "100"]
+        subprocess.run(
+            [sys.executable, *map(str, command)], env=environment(), check=True, capture_output=True
+        )
+    prepare = [
+        BIN / "looper",
+        "prepare-data",
+        "--input",
+        problems / "train.jsonl",
+        "--output",
+        data,
+        "--limit",
+        "100",
+    ]
     subprocess.run([str(word) for word in prepare], env=environment(), check=True, capture_output=True)
     return base

@@ -16,10 +16,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 def demo(out, *extra):
     command = [
         sys.executable, ROOT / "scripts/demo/run.py", "--config", ROOT / "tests/e2e/short.toml", "--out", out,
-        "--eval-limit", "24", *extra,
+        "--sums", "5", "--eval-limit", "24", *extra,
     ]  # fmt: skip
     return subprocess.run(
-        [str(word) for word in command], cwd=out.parent, env=environment(), capture_output=True, text=True, check=False
+        [str(word) for word in command],
+        cwd=out.parent,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -36,7 +41,11 @@ def test_the_whole_journey_with_the_private_service(tmp_path):
 
     steps = [json.loads(line) for line in (out / "checkpoints/ppo_rl/metrics.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps][-1] == 3
-    trained = [r for n in (1, 2, 3) for r in read_records(out / f"checkpoints/ppo_rl/trajectories/step_{n:05d}.jsonl", RolloutRecord)]
+    trained = [
+        r
+        for n in (1, 2, 3)
+        for r in read_records(out / f"checkpoints/ppo_rl/trajectories/step_{n:05d}.jsonl", RolloutRecord)
+    ]
     assert {record.scorer_id for record in trained} == {rollouts[0].scorer_id}
 
     summary = json.loads((out / "eval/summary.json").read_text())

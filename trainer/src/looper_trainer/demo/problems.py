@@ -4,15 +4,11 @@
 `{"question": ..., "answer": "<worked solution>\\n#### <n>"}`. An instance is a template with its numbers; no
 instance is ever written twice, so neither the test file nor any split of the train file shares one.
 
-Worked solutions come from two hands, as they do in collections that people wrote. One author works first; the
-other states the result and explains it afterwards:
-
-    Bought: 5 * 12 = 60                  We get 53, because:
-    Left: 60 - 7 = 53                    Bought: 5 * 12 = 60
-                                         Left: 60 - 7 = 53
-
-The second habit is the more common one and, for a small model, a guess. Imitation learns the mixture; a
-reward for right answers can find out which habit pays.
+Worked solutions come from two hands, as they do in collections that people wrote. One author does all in one
+line, `Left: 5 * 12 - 7 = 53`; the other writes every step, `Bought: 5 * 12 = 60` and `Left: 60 - 7 = 53`.
+They shared the work unevenly: the first wrote most solutions of one half of the templates, the second of the other
+half. For a small model the second habit is surer. Imitation learns the mixture; a reward for right answers
+can find out which habit pays.
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ from pathlib import Path
 from looper_trainer.demo.templates import PEOPLE, TEMPLATES, WORDS, Template
 from looper_trainer.errors import DataError
 
-RESULT_FIRST_SHARE = 0.6
+ONE_LINE_SHARES = (0.65, 0.3)  # of even and of odd templates
 SMALLEST, LARGEST = 2, 999
 _STEP = re.compile(r"(?P<label>.+): (?P<result>[a-z]) = (?P<left>\w+) (?P<op>[-+*/]) (?P<right>\w+)")
 _DRAWS = 200
@@ -95,11 +91,10 @@ def build(template: Template, numbers: dict[str, int], rng: random.Random) -> Wo
         if result is None or not SMALLEST <= result <= LARGEST:
             return None
         values[step.result] = result
-    working = "\n".join(step.written_with(values) for step in steps).format(**words)
-    answer = values[steps[-1].result]
-    cot = f"We get {answer}, because:\n{working}" if rng.random() < RESULT_FIRST_SHARE else working
+    one_line_share = ONE_LINE_SHARES[TEMPLATES.index(template) % 2]
+    cot = (_in_one_line if rng.random() < one_line_share else _step_by_step)(steps, values).format(**words)
     question = template.question.format(**words, **numbers)
-    return WordProblem((template.name, tuple(numbers.values())), question, cot, answer)
+    return WordProblem((template.name, tuple(numbers.values())), question, cot, values[steps[-1].result])
 
 
 @dataclass(frozen=True)
@@ -119,17 +114,35 @@ class _Step:
             return None if left % right else left // right
         return {"+": left + right, "-": left - right, "*": left * right}[self.op]
 
-    def written_with(self, values: Mapping[str, int]) -> str:
-        """The step as a line of a solution."""
-        left, right = (values.get(operand, operand) for operand in (self.left, self.right))
-        return f"{self.label}: {left} {self.op} {right} = {values[self.result]}"
-
 
 def _parsed(template: Template, step: str) -> _Step:
     match = _STEP.fullmatch(step)
     if match is None:
         raise ValueError(f"template {template.name}: {step!r} is not `label: result = left op right`")
     return _Step(**match.groupdict())
+
+
+def _step_by_step(steps: Sequence[_Step], values: Mapping[str, int]) -> str:
+    return "\n".join(
+        f"{step.label}: {values.get(step.left, step.left)} {step.op} {values.get(step.right, step.right)}"
+        f" = {values[step.result]}"
+        for step in steps
+    )
+
+
+def _in_one_line(steps: Sequence[_Step], values: Mapping[str, int]) -> str:
+    """The last step with every earlier result written out, with no more brackets than needed."""
+    written = {letter: (str(value), 3) for letter, value in values.items()}  # text and how tightly it binds
+    for step in steps:
+        tightness = 1 if step.op in "+-" else 2
+        left, left_tightness = written.get(step.left, (step.left, 3))
+        right, right_tightness = written.get(step.right, (step.right, 3))
+        left = f"({left})" if left_tightness < tightness else left
+        loose_right = right_tightness < tightness or (right_tightness == tightness and step.op in "-/")
+        right = f"({right})" if loose_right else right
+        written[step.result] = (f"{left} {step.op} {right}", tightness)
+    last = steps[-1]
+    return f"{last.label}: {written[last.result][0]} = {values[last.result]}"
 
 
 def write_problem_set(folder: Path, seed: int, train: int, test: int) -> None:
