@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
@@ -18,10 +18,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from looper_schemas.problems import ProblemCode
 from reward_service import endpoints
 from reward_service.admission import Admission
+from reward_service.audit import AuditFile, Value
 from reward_service.auth import KeyRing, Principal
 from reward_service.batching import Batcher, Engine
 from reward_service.endpoints import Service
 from reward_service.errors import ProblemError, StartError, problem_response
+from reward_service.group_commit import GroupCommit
 from reward_service.home import read_pepper, subkey
 from reward_service.readiness import Readiness
 from reward_service.settings import Settings
@@ -39,11 +41,12 @@ def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
     Its lifespan starts the scoring thread and asks the golden question; without it nothing is ever ready.
 
     Raises:
-        StartError: keys, pepper or models cannot be loaded.
+        StartError: keys, pepper or models cannot be loaded, or the audit cannot be continued.
     """
     keys = KeyRing(settings.home)
     engine = scorer or load_scorer(settings)
     batcher = Batcher(engine, settings.batch_arms)
+    audit = AuditFile(settings.home)
     service = Service(
         settings=settings,
         keys=keys,
@@ -56,6 +59,8 @@ def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
         store=ReplyStore(
             settings.idempotency_entries, settings.idempotency_bytes, settings.idempotency_ttl_s
         ),
+        audit=audit,
+        ledger=GroupCommit(lambda records: _write(audit, records)),
         digest_key=subkey(read_pepper(settings.home), b"request-digest"),
         info=endpoints.info_body(engine, settings),
     )
@@ -63,6 +68,7 @@ def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         batcher.start()
+        service.ledger.start()
         await service.readiness.check()
         checking = asyncio.create_task(service.readiness.keep_checking(settings.golden_every_s))
         try:
@@ -72,6 +78,8 @@ def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
             with suppress(asyncio.CancelledError):
                 await checking
             await asyncio.to_thread(batcher.stop)
+            await asyncio.to_thread(service.ledger.stop)
+            audit.close()
 
     app = FastAPI(
         openapi_url=None,
@@ -95,6 +103,11 @@ def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
     app.add_api_route("/v1/info", endpoints.info, methods=["GET"], response_model=None)
     app.add_api_route("/v1/score", endpoints.score, methods=["POST"], response_model=None)
     return app
+
+
+def _write(audit: AuditFile, records: Sequence[Mapping[str, Value]]) -> list[None]:
+    audit.append(records)
+    return [None] * len(records)
 
 
 def load_scorer(settings: Settings) -> Engine:

@@ -1,14 +1,18 @@
-"""`reward-service`: init, keys, serve, demo. Failures are one line on stderr and exit code 2."""
+"""`reward-service`: init, keys, serve, audit, demo. Failures are one line on stderr and exit code 2."""
 
 from __future__ import annotations
 
 import argparse
+import collections
+import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from reward_service import auth
+from reward_service.audit import AUDIT_FILE, AuditBroken, read_records, verify
 from reward_service.auth import KeyRecord, Scope
 from reward_service.errors import StartError
 from reward_service.home import prepare_home
@@ -56,6 +60,24 @@ def _parser() -> argparse.ArgumentParser:
     revoke.add_argument("id", metavar="ID", help="as `keys list` shows it")
     revoke.set_defaults(command=_revoke_key)
 
+    audit = commands.add_parser("audit", help="who was told what").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    check = audit.add_parser("verify", help="read all of it; exit code 2 if it is not what was written")
+    check.add_argument(
+        "--expect",
+        type=_line,
+        metavar="SEQ:MAC",
+        help="a line noted earlier, as verify prints it; must be there",
+    )
+    check.set_defaults(command=_verify_audit)
+    show = audit.add_parser(
+        "show", help="the last records as JSON lines; verify tells whether they are genuine"
+    )
+    show.add_argument("--last", type=_count, default=20, metavar="N", help="how many (default 20)")
+    show.add_argument("--key", metavar="ID", help="only those of this key")
+    show.set_defaults(command=_show_audit)
+
     commands.add_parser("demo", help="two questions through all arms on a loaded model (demo --help)")
     return parser
 
@@ -95,6 +117,22 @@ def _revoke_key(options: argparse.Namespace) -> None:
     print(f"{options.id} is revoked")
 
 
+def _verify_audit(options: argparse.Namespace) -> None:
+    home = _settings(options).home
+    try:
+        head = verify(home, options.expect)
+    except AuditBroken as error:
+        raise StartError(f"{home / AUDIT_FILE}: {error}") from None
+    print(f"{head.seq} lines, unbroken; the last is {head.seq}:{head.mac}")
+
+
+def _show_audit(options: argparse.Namespace) -> None:
+    records = read_records(_settings(options).home)
+    wanted = (record for record in records if options.key in (None, record.get("key_id")))
+    for record in collections.deque(wanted, maxlen=options.last):
+        print(json.dumps(record))
+
+
 def _demo(arguments: list[str]) -> int:
     from regime_w import demo
 
@@ -119,6 +157,19 @@ def _scopes(text: str) -> frozenset[Scope]:
     if unknown:
         raise argparse.ArgumentTypeError(f"unknown scope {unknown[0]!r}; choose from {', '.join(Scope)}")
     return frozenset(Scope(name) for name in names)
+
+
+def _line(text: str) -> tuple[int, str]:
+    match = re.fullmatch(r"([0-9]{1,18}):([0-9a-f]{64})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError("give SEQ:MAC as `audit verify` prints it")
+    return int(match[1]), match[2]
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError("give a whole number above 0")
+    return int(text)
 
 
 def _days(text: str) -> float:

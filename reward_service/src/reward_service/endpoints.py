@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -25,9 +25,11 @@ from looper_schemas.scoring import (
     ServiceInfo,
 )
 from reward_service.admission import Admission
+from reward_service.audit import AuditFile, AuditUnavailable, Value
 from reward_service.auth import KeyRing, Principal, Scope
 from reward_service.batching import Batcher, Engine, Result
 from reward_service.errors import ProblemError
+from reward_service.group_commit import GroupCommit
 from reward_service.readiness import Readiness
 from reward_service.settings import Settings
 from reward_service.store import Reply, ReplyStore, StoreKey
@@ -53,6 +55,8 @@ class Service:
     readiness: Readiness
     admission: Admission
     store: ReplyStore
+    audit: AuditFile
+    ledger: GroupCommit[Mapping[str, Value], None]  # writes the audit
     digest_key: bytes
     info: bytes  # body of GET /v1/info
 
@@ -74,8 +78,9 @@ async def livez(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Models are loaded and the golden vector matches."""
-    if not _service(request).readiness.ready:
+    """Models are loaded, the golden vector matches and the audit can be written."""
+    service = _service(request)
+    if not (service.readiness.ready and service.audit.healthy):
         raise ProblemError(ProblemCode.NOT_READY, retry_after_s=_NOT_READY_RETRY_S)
     return Response(b'{"ready":true}', media_type=JSON)
 
@@ -102,12 +107,20 @@ async def score(request: Request) -> Response:
             raise ProblemError(ProblemCode.SCORER_MISMATCH)
         digest = _digest(service, message.model_dump_json())
 
+        reply_id = _digest(service, json.dumps([digest, principal.key_id, idempotency_key]))[:32]
+        about = _about(service, principal, message, digest, reply_id)
+        scored_here = False
+
         async def produce() -> Reply:
+            nonlocal scored_here
             with service.admission.scoring(sum(len(question.arms) for question in message.questions)):
                 job = service.batcher.submit(message.questions, message.reward_mode)
                 results = await job.wait(max(0.0, deadline - time.monotonic()))
-            reply_id = _digest(service, json.dumps([digest, principal.key_id, idempotency_key]))[:32]
-            _log_scoring(request, message, results, reply_id)
+            failed = sum(isinstance(result, FailedQuestion) for result in results)
+            _log_scoring(request, about, failed)
+            cost = _cost(message, results)
+            await _audit(service, {"event": "score", **about, "failed": failed, "cost": cost})
+            scored_here = True
             return _reply(service, message, digest, reply_id, results)
 
         body = await service.store.reply(
@@ -117,6 +130,8 @@ async def score(request: Request) -> Response:
             lambda: _disconnected(request),
             deadline - time.monotonic(),
         )
+        if body is not None and not scored_here:
+            await _audit(service, {"event": "repeat", **about, "cost": 0})
     return Response(body or b"", media_type=JSON)  # no body: nobody is there to read it
 
 
@@ -133,16 +148,50 @@ def _reply(
     return Reply(response.model_dump_json(exclude=hidden).encode(), final)
 
 
-def _log_scoring(request: Request, message: ScoreRequest, results: Sequence[Result], reply_id: str) -> None:
-    fields = {
-        "request_id": request.scope["state"]["request_id"],
-        "key_id": _principal(request).key_id,
+def _about(
+    service: Service, principal: Principal, message: ScoreRequest, digest: str, reply_id: str
+) -> dict[str, Value]:
+    """What the audit says of a request: hashes, counts and words of closed sets, none of its text."""
+    return {
         "reply_id": reply_id,
-        "questions": len(results),
+        "digest": digest,
+        "key_id": principal.key_id,
+        "run": _digest(service, json.dumps(["run", message.run_id]))[:32],
+        "step": message.step,
+        "purpose": message.purpose.value,
+        "mode": message.reward_mode.value,
+        "disclosure": message.disclosure.value,
+        "questions": len(message.questions),
         "arms": sum(len(question.arms) for question in message.questions),
-        "failed": sum(isinstance(result, FailedQuestion) for result in results),
+        "scorer_id": service.engine.scorer_id,
     }
-    logger.info("scored", extra=fields)
+
+
+def _cost(message: ScoreRequest, results: Sequence[Result]) -> int:
+    """Items charged: the arms of every question that was scored, at least one a question."""
+    return sum(
+        max(1, len(question.arms))
+        for question, result in zip(message.questions, results, strict=True)
+        if not isinstance(result, FailedQuestion)
+    )
+
+
+async def _audit(service: Service, record: Mapping[str, Value]) -> None:
+    """Have `record` on disk, or answer nothing.
+
+    Raises:
+        ProblemError: not_ready.
+    """
+    try:
+        await service.ledger.commit(record)
+    except AuditUnavailable:
+        raise ProblemError(ProblemCode.NOT_READY, retry_after_s=_NOT_READY_RETRY_S) from None
+
+
+def _log_scoring(request: Request, about: Mapping[str, Value], failed: int) -> None:
+    named = {name: about[name] for name in ("key_id", "reply_id", "questions", "arms")}
+    arrival = request.scope["state"]["request_id"]
+    logger.info("scored", extra={"request_id": arrival, **named, "failed": failed})
 
 
 def _digest(service: Service, text: str) -> str:

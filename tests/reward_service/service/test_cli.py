@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
 import pytest
 
 from reward_service import auth
+from reward_service.audit import AuditFile
 from reward_service.auth import KeyRing, Scope
 from reward_service.cli import main
 
@@ -72,6 +74,8 @@ def test_expiry_is_counted_in_days(folder: Path, capsys: pytest.CaptureFixture[s
         (["keys", "list"], "keys create"),
         (["keys", "revoke", "abc"], "keys create"),
         (["serve"], "keys create"),
+        (["audit", "verify"], "keys create"),
+        (["audit", "show"], "no such file"),
         (["keys", "create", "--name", "", "--scopes", "score:reward"], "name"),
     ],
 )
@@ -100,6 +104,9 @@ def test_a_failure_is_one_line_and_exit_code_2(
         ["keys", "create", "--name", "n", "--scopes", "score:reward", "--expires-days", "0"],
         ["keys", "create", "--name", "n", "--scopes", "score:reward", "--expires-days", "nan"],
         ["serve", "--port", "http"],
+        ["audit"],
+        ["audit", "verify", "--expect", "5"],
+        ["audit", "show", "--last", "0"],
     ],
 )
 def test_wrong_use_is_exit_code_2_and_makes_nothing(folder: Path, arguments: list[str]) -> None:
@@ -107,3 +114,52 @@ def test_wrong_use_is_exit_code_2_and_makes_nothing(folder: Path, arguments: lis
         main(arguments)
     assert caught.value.code == 2
     assert not (folder / "keys.json").exists()
+
+
+def audited(folder: Path) -> None:
+    main(["init"])
+    audit = AuditFile(folder)
+    for n in range(5):
+        audit.append([{"event": "score", "key_id": "ab"[n % 2], "n": n}])
+    audit.close()
+
+
+def test_audit_verify_says_where_the_chain_ends(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    audited(folder)
+    capsys.readouterr()
+    main(["audit", "verify"])
+    printed = capsys.readouterr().out
+    mac = json.loads((folder / "audit.jsonl").read_text().splitlines()[-1])["mac"]
+    assert printed == f"5 lines, unbroken; the last is 5:{mac}\n"
+    main(["audit", "verify", "--expect", f"5:{mac}"])
+
+
+@pytest.mark.parametrize("arguments", [[], ["--expect", f"5:{'0' * 64}"]])
+def test_audit_verify_fails_in_one_line_when_it_is_not_what_was_written(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    audited(folder)
+    if not arguments:
+        text = (folder / "audit.jsonl").read_text()
+        (folder / "audit.jsonl").write_text(text.replace('"n":2', '"n":1'))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(["audit", "verify", *arguments])
+    assert caught.value.code == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err.count("\n") == 1
+    assert ("line 3 was changed" in written.err) is not bool(arguments)
+
+
+def test_audit_show_prints_the_last_records_of_a_key(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audited(folder)
+    capsys.readouterr()
+    main(["audit", "show", "--last", "2"])
+    assert [json.loads(line)["n"] for line in capsys.readouterr().out.splitlines()] == [3, 4]
+    main(["audit", "show", "--key", "a"])
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["n"] for record in shown] == [0, 2, 4]
+    assert "mac" not in shown[0]
