@@ -1,10 +1,11 @@
 """The demo with several seeds and its control, a random reward: does PPO's gain come from the reward?
 
-    python benchmarks/demo_seeds.py --service COMMAND [--seeds 0 1 2] [--controls 0 1 2] [--out DIR] [--jobs N]
+    python benchmarks/demo_seeds.py --service COMMAND [--seeds 0 1 2] [--controls 0 1 2] [--jobs N]
 
 Every run is `scripts/demo/run.py` with its own folder; finished ones are not repeated. The control takes
 problems, base and SFT model of its seed's run and differs in nothing but the server that rewards come from.
-Prints the tables and writes them, with machine, date and commit, to `benchmarks/results/demo_seeds.{json,md}`.
+Prints the tables and writes them, with machine, date and commit, to
+`benchmarks/results/demo_seeds.{json,md}`.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def write_results(runs: list[dict[str, Any]]) -> None:
     ).stdout.strip()
     stamp = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "commit": commit,
     }
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -79,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with reward_server(options) if needed else nullcontext({}) as environment:
             stage(
                 out, "rollouts", rolled_out, "looper", "rollouts", "--config", config, "--model", sft,
-                "--questions-file", train, "--output", rollouts, "--seed", seed, environment=environment, mark=True,
+                "--questions-file", train, "--output", rollouts, "--seed", seed,
+                environment=environment, mark=True,
             )  # fmt: skip
             stage(
                 out, "ppo", trained, "looper", "ppo", "--config", config, "--model", sft,
@@ -88,9 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 environment=environment,
             )  # fmt: skip
         stage(
-            out, "eval", out / "eval/summary.json", "looper-eval", "run", "--model", f"base={base}", "--model", f"sft={sft}",
-            "--model", f"ppo={ppo / 'merged'}", "--dataset", problems / "test.jsonl", "--out", out / "eval",
-            *eval_options(options),
+            out, "eval", out / "eval/summary.json", "looper-eval", "run",
+            "--model", f"base={base}", "--model", f"sft={sft}", "--model", f"ppo={ppo / 'merged'}",
+            "--dataset", problems / "test.jsonl", "--out", out / "eval", *eval_options(options),
         )  # fmt: skip
     except subprocess.CalledProcessError as failure:
         console.print(

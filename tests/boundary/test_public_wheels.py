@@ -47,8 +47,8 @@ def python(wheels, tmp_path_factory) -> Path:
     run(sys.executable, "-m", "venv", venv, cwd=venv)
     interpreter = venv / "bin/python"
     run(
-        interpreter, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", ROOT / "constraints.txt",
-        *sorted(wheels.glob("*.whl")), cwd=venv,
+        interpreter, "-m", "pip", "install", "-q", "--disable-pip-version-check",
+        "-c", ROOT / "constraints.txt", *sorted(wheels.glob("*.whl")), cwd=venv,
     )  # fmt: skip
     return interpreter
 

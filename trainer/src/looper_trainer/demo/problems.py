@@ -4,11 +4,11 @@
 `{"question": ..., "answer": "<worked solution>\\n#### <n>"}`. An instance is a template with its numbers; no
 instance is ever written twice, so neither the test file nor any split of the train file shares one.
 
-Worked solutions come from two hands, as they do in collections that people wrote. One author does all in one
-line, `Left: 5 * 12 - 7 = 53`; the other writes every step, `Bought: 5 * 12 = 60` and `Left: 60 - 7 = 53`.
-They shared the work unevenly: the first wrote most solutions of one half of the templates, the second of the other
-half. For a small model the second habit is surer. Imitation learns the mixture; a reward for right answers
-can find out which habit pays.
+Worked solutions come from two hands, as they do in collections that people wrote. One author does all in
+one line, `Left: 5 * 12 - 7 = 53`; the other writes every step, `Bought: 5 * 12 = 60` and `Left: 60 - 7 = 53`.
+They shared the work unevenly: the first wrote most solutions of one half of the templates, the second of the
+other half. For a small model the second habit is surer. Imitation learns the mixture; a reward for right
+answers can find out which habit pays.
 """
 
 from __future__ import annotations

@@ -1,0 +1,192 @@
+"""What makes private code recognisable: names, identifiers, unusual numbers, and shingles of its texts.
+
+All of it is computed here, from the private sources, each time; nothing of it is stored or published.
+
+A shingle is 20 consecutive words of a text, letter case and punctuation aside, so that neither a formatter nor a line
+break nor a comment sign hides it. Prompts and docstrings are taken as the program sees them, joined and unescaped; a
+shorter string of 10 words or more is one shingle. Import lines and rows of few different words are no fingerprints.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unwrap import constant_text
+
+SHINGLE = 20
+SHORTEST = 10
+DISTINCT = 7  # different words that a shingle must have
+_WORD = re.compile(r"\w+")
+_NUMBER = re.compile(r"(?<![\w.])(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w])")
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{9,}")
+
+
+class NumberGroup(NamedTuple):
+    """Numbers of which `at_least` so many close together give a private setting away."""
+
+    what: str
+    values: Counter[float]
+    at_least: int
+    within_lines: int
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What to look for. `shingles` maps a length in words to the shingles of that length."""
+
+    names: re.Pattern[str]
+    identifiers: frozenset[str] = frozenset()
+    numbers: frozenset[float] = frozenset()
+    groups: tuple[NumberGroup, ...] = ()
+    shingles: Mapping[int, frozenset[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, root: Path, terms: Path | None = None) -> Fingerprints:
+        """Fingerprints of the private code below `root`.
+
+        Raises:
+            FileNotFoundError: a glob of the terms matches nothing, so that a moved folder cannot go unnoticed.
+        """
+        config: dict[str, Any] = tomllib.loads((terms or Path(__file__).with_name("private_terms.toml")).read_text())
+        sources, vocabulary = (_files(root, config[key]) for key in ("sources", "vocabulary"))
+        shingles: dict[int, set[int]] = {}
+        for file in sources:
+            for length, value in _shingles_of_file(file):
+                shingles.setdefault(length, set()).add(value)
+        trees = [ast.parse(file.read_text(encoding="utf-8")) for file in vocabulary]
+        return cls(
+            names=re.compile("|".join(config["names"]), re.IGNORECASE),
+            identifiers=frozenset(name for tree in trees for name in _own_identifiers(tree))
+            - set(config["shared_identifiers"]),
+            numbers=frozenset(value for tree in trees for value in _unusual_numbers(tree)) - set(config["shared_numbers"]),
+            groups=tuple(
+                NumberGroup(g["what"], Counter(map(float, g["values"])), g["at_least"], g["within_lines"])
+                for g in config["numbers"]
+            ),
+            shingles={length: frozenset(values) for length, values in shingles.items()},
+        )
+
+    def hits(self, text: str) -> Iterator[tuple[int, str, str]]:
+        """(line, gate, what) of everything private in `text`."""
+        lines = text.split("\n")
+        for number, row in enumerate(lines, start=1):
+            if match := self.names.search(row):
+                yield number, "names", f"has {match[0]!r}"
+            for word in set(_IDENTIFIER.findall(row)) & self.identifiers:
+                yield number, "identifiers", f"has the private identifier {word}"
+        yield from self._number_hits(lines)
+        yield from self._shingle_hits(text)
+
+    def _number_hits(self, lines: list[str]) -> Iterator[tuple[int, str, str]]:
+        found = [(number, value) for number, row in enumerate(lines, start=1) for value in numbers_in(row)]
+        for number, value in found:
+            if value in self.numbers:
+                yield number, "numbers", f"has the private constant {value!r}"
+        for group in self.groups:
+            wanted = [(number, value) for number, value in found if value in group.values]
+            for place, (number, _) in enumerate(wanted):
+                near = Counter(v for line, v in wanted[place:] if line < number + group.within_lines)
+                if (near & group.values).total() >= group.at_least:
+                    yield number, "numbers", f"has {group.what}"
+                    break
+
+    def _shingle_hits(self, text: str) -> Iterator[tuple[int, str, str]]:
+        words, places = [], []
+        for match in _WORD.finditer(text):
+            words.append(match[0].casefold())
+            places.append(match.start())
+        reported = -1
+        for start in range(len(words)):
+            if start <= reported:
+                continue
+            for length, values in self.shingles.items():
+                if start + length <= len(words) and hash(tuple(words[start : start + length])) in values:
+                    reported = start + length
+                    yield (
+                        text.count("\n", 0, places[start]) + 1,
+                        "shingles",
+                        f"repeats {length} words of a private text: {' '.join(words[start : start + 6])} ...",
+                    )
+                    break
+
+
+def numbers_in(row: str) -> list[float]:
+    """The numbers written in one line, without their signs."""
+    return [float(token.replace("_", "")) for token in _NUMBER.findall(row)]
+
+
+def _files(root: Path, globs: Iterable[str]) -> list[Path]:
+    found: set[Path] = set()
+    for glob in globs:
+        matched = {path for path in root.glob(glob) if path.is_file() and not path.is_symlink()}
+        if not matched:
+            raise FileNotFoundError(f"{glob} matches no private source below {root}; mend private_terms.toml")
+        found |= matched
+    return sorted(found)
+
+
+def _shingles_of_file(file: Path) -> Iterator[tuple[int, int]]:
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".py":
+        lines = text.split("\n")
+        strings = []
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                for number in range(node.lineno - 1, node.end_lineno or node.lineno):
+                    lines[number] = ""
+            elif isinstance(node, ast.Constant | ast.BinOp | ast.JoinedStr | ast.Call):
+                strings.append(constant_text(node) or "")
+        text = "\n".join(lines)
+    else:
+        strings = re.split(r"\n\s*\n", text)
+    yield from shingles(text, whole=False)
+    for string in strings:
+        yield from shingles(string, whole=True)
+
+
+def shingles(text: str, *, whole: bool) -> Iterator[tuple[int, int]]:
+    """(length, hash) of the shingles of `text`; a short `whole` text is one of its own length."""
+    words = [word.casefold() for word in _WORD.findall(text)]
+    if SHORTEST <= len(words) < SHINGLE and whole and len(set(words)) >= DISTINCT:
+        yield len(words), hash(tuple(words))
+    for start in range(len(words) - SHINGLE + 1):
+        row = words[start : start + SHINGLE]
+        if len(set(row)) >= DISTINCT:
+            yield SHINGLE, hash(tuple(row))
+
+
+def _own_identifiers(tree: ast.AST) -> Iterator[str]:
+    """Names that the module defines, and strings that look like names, of two parts or more."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                names = [name]
+            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
+                names = [name]
+            case ast.Constant(value=str() as name):
+                names = [name]
+        for name in names:
+            if _IDENTIFIER.fullmatch(name) and not name.startswith("__") and _compound(name):
+                yield name
+
+
+def _compound(name: str) -> bool:
+    parts = [part for part in re.split(r"_|(?<=[a-z0-9])(?=[A-Z])", name) if part]
+    return len(parts) >= 2
+
+
+def _unusual_numbers(tree: ast.AST) -> Iterator[float]:
+    """Constants of five significant digits or more: rare enough to be a fingerprint alone."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+            digits = f"{node.value!r}".lower().split("e")[0].replace(".", "").strip("0")
+            if len(digits) >= 5 and abs(node.value) < 1e30:
+                yield float(node.value)
