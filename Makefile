@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 MODEL  ?= tiny
 SEED   ?= 0
-OUT    ?= runs/demo
+OUT    ?= runs/demo$(if $(filter-out tiny,$(MODEL)),-$(MODEL))
 DATA   ?=
 PYTEST_ARGS ?=
 

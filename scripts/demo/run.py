@@ -32,6 +32,7 @@ from rich.console import Console
 
 HERE = Path(__file__).resolve().parent
 SERVICE_START_SECONDS = 180
+QUIET = {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 console = Console(highlight=False)
 
 
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 environment=environment,
             )  # fmt: skip
         stage(
-            out, "eval", out / "eval/summary.json", "looper-eval", "run",
+            out, "eval", None, "looper-eval", "run",
             "--model", f"base={base}", "--model", f"sft={sft}", "--model", f"ppo={ppo / 'merged'}",
             "--dataset", problems / "test.jsonl", "--out", out / "eval", *eval_options(options),
         )  # fmt: skip
@@ -140,8 +141,11 @@ def refuse_other_settings(options: argparse.Namespace) -> None:
     }  # fmt: skip
     file = options.out / "demo.json"
     if file.is_file() and (found := json.loads(file.read_text())) != wanted:
-        console.print(
-            f"error: {options.out} holds a demo with other settings {found}; use another --out or --fresh"
+        changed = ", ".join(f"{key} {found.get(key)!r}" for key in wanted if found.get(key) != wanted[key])
+        print(
+            f"error: {options.out} holds a demo with other settings ({changed}); choose another --out "
+            "(make: OUT=...) or begin anew with --fresh (make: DEMO_ARGS=--fresh)",
+            file=sys.stderr,
         )
         raise SystemExit(2)
     file.write_text(json.dumps(wanted, indent=1))
@@ -155,17 +159,17 @@ def module(name: str) -> tuple[str, str, str]:
 def stage(
     out: Path,
     name: str,
-    result: Path,
+    result: Path | None,
     *command: object,
     environment: dict[str, str] | None = None,
     mark: bool = False,
 ) -> None:
-    """Run one command unless `result` exists, showing its output live and keeping it in a log.
+    """Run one command unless its `result` exists, showing its output live and keeping it in a log.
 
     Raises:
         subprocess.CalledProcessError: the command failed.
     """
-    if result.exists():
+    if result is not None and result.exists():
         console.print(f"[dim]{name}: {result} is there, skipped[/]")
         return
     words = [str(word) for part in command for word in (part if isinstance(part, tuple) else (part,))]
@@ -177,7 +181,7 @@ def stage(
     with (out / "logs" / f"{name}.log").open("a", encoding="utf-8") as log:
         child = subprocess.Popen(
             words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+            env={**os.environ, **QUIET, **(environment or {})},
         )  # fmt: skip
         assert child.stdout is not None
         for line in child.stdout:
@@ -187,7 +191,7 @@ def stage(
         code = child.wait()
     if code:
         raise subprocess.CalledProcessError(code, words)
-    if mark:
+    if mark and result is not None:
         result.touch()
     seconds = round(time.monotonic() - began, 1)
     with (out / "timings.jsonl").open("a", encoding="utf-8") as timings:

@@ -64,7 +64,8 @@ def test_the_whole_journey_with_the_private_service(tmp_path):
     assert again.returncode == 0, again.stdout + again.stderr
     other = demo(out, "--service", "false", "--seed", "1")
     assert other.returncode == 2
-    assert "other settings" in other.stdout
+    assert other.stderr.startswith("error: ")
+    assert "other settings (seed 0)" in other.stderr
 
 
 def test_the_journey_needs_nothing_private(tmp_path):
