@@ -35,7 +35,11 @@ MESSAGE = "Looper: reinforcement post-training with a reward that stays private\
 _IDENTITY = {
     f"GIT_{who}_{what}": value
     for who in ("AUTHOR", "COMMITTER")
-    for what, value in (("NAME", "Looper developers"), ("EMAIL", "looper@invalid"), ("DATE", "2026-01-01T00:00:00Z"))
+    for what, value in (
+        ("NAME", "Looper developers"),
+        ("EMAIL", "looper@invalid"),
+        ("DATE", "2026-01-01T00:00:00Z"),
+    )
 }
 
 
@@ -117,9 +121,13 @@ def export(
     """
     if out.exists():
         raise ExportError(f"{out}: exists; name a folder that does not, or remove it")
-    for name, folder in [(n, source) for n in (*manifest.copied, *manifest.filtered)] + [(n, own) for n in manifest.own]:
+    for name, folder in [(n, source) for n in (*manifest.copied, *manifest.filtered)] + [
+        (n, own) for n in manifest.own
+    ]:
         if not (folder / name).is_file() or (folder / name).is_symlink():
-            raise ExportError(f"{name}: is in the manifest but is no file of {folder.name}; mend manifest.txt")
+            raise ExportError(
+                f"{name}: is in the manifest but is no file of {folder.name}; mend manifest.txt"
+            )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as workplace:
         tree = Path(workplace) / "tree"
@@ -157,7 +165,12 @@ def _filter(file: Path, target: Path, left_out: tuple[str, ...]) -> None:
 
 def _fresh_history(tree: Path, message: str) -> None:
     """One commit of the whole tree in a new repository that no setting of this user reaches."""
-    environment = {"PATH": os.environ["PATH"], "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, **_IDENTITY}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_SYSTEM": os.devnull,
+        **_IDENTITY,
+    }
 
     def git(*words: str) -> None:
         subprocess.run(["git", *words], cwd=tree, env=environment, check=True, capture_output=True)
@@ -172,10 +185,20 @@ def _distributions(tree: Path, out: Path) -> Iterator[Path]:
     copy = out / "tree"
     shutil.copytree(tree, copy, ignore=shutil.ignore_patterns(".git"))
     for folder in DISTRIBUTIONS.values():
-        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out / "dist"), str(copy / folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "build",
+            "--no-isolation",
+            "--outdir",
+            str(out / "dist"),
+            str(copy / folder),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ExportError(f"{folder}: does not build: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+            raise ExportError(
+                f"{folder}: does not build: {(done.stderr or done.stdout).strip().splitlines()[-1]}"
+            )
     yield from sorted((out / "dist").iterdir())
 
 
@@ -183,7 +206,9 @@ def unlisted(root: Path, manifest: Manifest) -> list[str]:
     """Tracked files beside listed ones, in the same folder or below, that the manifest says nothing about."""
     known = manifest.copied | manifest.own | manifest.withheld | set(manifest.filtered)
     tops = {name.split("/")[0] + "/" for name in manifest.copied if "/" in name}
-    tracked = subprocess.run(["git", "-C", str(root), "ls-files", "-z"], capture_output=True, text=True, check=True).stdout
+    tracked = subprocess.run(
+        ["git", "-C", str(root), "ls-files", "-z"], capture_output=True, text=True, check=True
+    ).stdout
     withheld = tuple(name for name in manifest.withheld if name.endswith("/"))
     return sorted(
         name
@@ -205,10 +230,14 @@ def committed(root: Path) -> Iterator[Path]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: exported; 1: a gate stopped it; 2: it could not begin."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path, nargs="?", metavar="OUT", help="folder to make; must not exist")
     parser.add_argument("--root", type=Path, default=HERE.parent.parent, help="the private repository")
-    parser.add_argument("--no-distributions", action="store_true", help="do not build and check wheels and sdists")
+    parser.add_argument(
+        "--no-distributions", action="store_true", help="do not build and check wheels and sdists"
+    )
     parser.add_argument("--unlisted", action="store_true", help="print what the manifest says nothing about")
     options = parser.parse_args(argv)
     try:
@@ -220,11 +249,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.out is None:
             parser.error("name the folder to make: OUT")
         if forgotten:
-            raise ExportError(f"{forgotten[0]} and {len(forgotten) - 1} more: list or withhold them in manifest.txt")
+            raise ExportError(
+                f"{forgotten[0]} and {len(forgotten) - 1} more: list or withhold them in manifest.txt"
+            )
         with committed(options.root) as source:
             gates = Gates(Fingerprints.of(source))
             own = source / HERE.relative_to(options.root.resolve()) / "public"
-            export(source, options.out.resolve(), manifest, gates, own=own, distributions=not options.no_distributions)
+            export(
+                source,
+                options.out.resolve(),
+                manifest,
+                gates,
+                own=own,
+                distributions=not options.no_distributions,
+            )
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -54,7 +54,9 @@ class Fingerprints:
         Raises:
             FileNotFoundError: a glob of the terms matches nothing, so that a moved folder cannot go unnoticed.
         """
-        config: dict[str, Any] = tomllib.loads((terms or Path(__file__).with_name("private_terms.toml")).read_text())
+        config: dict[str, Any] = tomllib.loads(
+            (terms or Path(__file__).with_name("private_terms.toml")).read_text()
+        )
         sources, vocabulary = (_files(root, config[key]) for key in ("sources", "vocabulary"))
         shingles: dict[int, set[int]] = {}
         for file in sources:
@@ -65,7 +67,8 @@ class Fingerprints:
             names=re.compile("|".join(config["names"]), re.IGNORECASE),
             identifiers=frozenset(name for tree in trees for name in _own_identifiers(tree))
             - set(config["shared_identifiers"]),
-            numbers=frozenset(value for tree in trees for value in _unusual_numbers(tree)) - set(config["shared_numbers"]),
+            numbers=frozenset(value for tree in trees for value in _unusual_numbers(tree))
+            - set(config["shared_numbers"]),
             groups=tuple(
                 NumberGroup(g["what"], Counter(map(float, g["values"])), g["at_least"], g["within_lines"])
                 for g in config["numbers"]

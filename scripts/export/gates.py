@@ -61,13 +61,17 @@ class Gates:
     def tree(self, folder: Path, manifest: Set[str] | None = None) -> list[Finding]:
         """Findings in a folder, its `.git` aside; `manifest` names the files that must be there and no others."""
         files = sorted(
-            path for path in folder.rglob("*") if not path.is_dir() and path.relative_to(folder).parts[0] != ".git"
+            path
+            for path in folder.rglob("*")
+            if not path.is_dir() and path.relative_to(folder).parts[0] != ".git"
         )
         names = [path.relative_to(folder).as_posix() for path in files]
         found = [] if manifest is None else list(equality(names, manifest))
         for path, name in zip(files, names, strict=True):
             if path.is_symlink():
-                found.append(Finding(name, 1, "manifest", f"is a link to {path.readlink()}; publish the file itself"))
+                found.append(
+                    Finding(name, 1, "manifest", f"is a link to {path.readlink()}; publish the file itself")
+                )
                 continue
             found += self.content(path.read_bytes(), name)
             if path.suffix == ".py":
@@ -108,7 +112,9 @@ class Gates:
         reachable = set(_git(folder, "rev-list", "--all", "--objects", "--no-object-names").split())
         for kind, name, _ in _objects(folder):
             if kind != "tag" and name not in reachable:
-                found.append(Finding(f"git {kind} {name[:12]}", 1, "history", "is an object that nothing refers to"))
+                found.append(
+                    Finding(f"git {kind} {name[:12]}", 1, "history", "is an object that nothing refers to")
+                )
         if manifest is not None:
             committed = _git(folder, "ls-tree", "-r", "--name-only", "-z", "HEAD").split("\0")
             found += [f._replace(path=f"HEAD:{f.path}") for f in equality(filter(None, committed), manifest)]
@@ -117,7 +123,11 @@ class Gates:
             if path.is_file() and inside.parts[0] not in ("objects", "index", "hooks"):
                 found += self.content(path.read_bytes(), f".git/{inside.as_posix()}")
             elif path.is_file() and inside.parts[0] == "hooks":
-                found.append(Finding(f".git/{inside.as_posix()}", 1, "history", "is a hook; a fresh repository has none"))
+                found.append(
+                    Finding(
+                        f".git/{inside.as_posix()}", 1, "history", "is a hook; a fresh repository has none"
+                    )
+                )
         return found
 
     def distribution(self, file: Path, manifest: Set[str] | None = None) -> list[Finding]:
@@ -154,7 +164,9 @@ def _members(file: Path, manifest: Set[str]) -> Iterator[Finding]:
     package = file.name.split("-")[0].lower()
     folder = DISTRIBUTIONS.get(package)
     if folder is None:
-        yield Finding(file.name, 1, "manifest", f"is no public distribution; they are {', '.join(DISTRIBUTIONS)}")
+        yield Finding(
+            file.name, 1, "manifest", f"is no public distribution; they are {', '.join(DISTRIBUTIONS)}"
+        )
         return
     own = {name.removeprefix(f"{folder}/") for name in manifest if name.startswith(f"{folder}/")}
     if file.suffix == ".whl":

@@ -98,7 +98,16 @@ def _unpacked(data: bytes, path: str) -> list[tuple[str, bytes | None]] | None:
             return [(f"{path}!", zlib.decompress(data))]
         if data[257:262] == b"ustar":
             return _tar(data, path)
-    except (zipfile.BadZipFile, tarfile.TarError, OSError, EOFError, RuntimeError, lzma.LZMAError, zlib.error, ValueError):
+    except (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        OSError,
+        EOFError,
+        RuntimeError,
+        lzma.LZMAError,
+        zlib.error,
+        ValueError,
+    ):
         return [(path, None)]
     return None
 
@@ -118,7 +127,9 @@ def _tar(data: bytes, path: str) -> list[tuple[str, bytes | None]]:
 
 def _decoded(data: bytes) -> str | None:
     """`data` as text: UTF-8, or UTF-16 where a mark or the zero bytes of ASCII say so; None for binary content."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(data) >= 8 and data[1::2].count(0) > 0.8 * len(data[1::2])):
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or (
+        len(data) >= 8 and data[1::2].count(0) > 0.8 * len(data[1::2])
+    ):
         encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-16-le"
     else:
         encoding = "utf-8"
@@ -187,7 +198,9 @@ def _base64_candidates(run: str, number: int) -> Iterator[tuple[int, str, bytes]
     for start in range(4):  # a path or a prefix of the same letters may stand before the content
         part = standard[start:]
         try:
-            content = base64.b64decode(part[: len(part) // 4 * 4] if len(part) % 4 == 1 else part + "=" * (-len(part) % 4))
+            content = base64.b64decode(
+                part[: len(part) // 4 * 4] if len(part) % 4 == 1 else part + "=" * (-len(part) % 4)
+            )
         except (binascii.Error, ValueError):
             continue
         if _plausible(content):
@@ -197,7 +210,11 @@ def _base64_candidates(run: str, number: int) -> Iterator[tuple[int, str, bytes]
 
 def _plausible(content: bytes) -> bool:
     """Whether decoding gave something: an archive, or text that is almost wholly ASCII."""
-    if content[:4] == b"PK\x03\x04" or content[:3] in (b"\x1f\x8b\x08", b"BZh") or content[:6] == b"\xfd7zXZ\x00":
+    if (
+        content[:4] == b"PK\x03\x04"
+        or content[:3] in (b"\x1f\x8b\x08", b"BZh")
+        or content[:6] == b"\xfd7zXZ\x00"
+    ):
         return True
     if content[:2] in (b"x\x9c", b"x\xda", b"x\x01"):
         try:
@@ -206,7 +223,9 @@ def _plausible(content: bytes) -> bool:
             return False
         return True
     text = _decoded(content)
-    return text is not None and sum(c.isascii() and (c.isprintable() or c in "\t\r\n") for c in text) >= 0.95 * len(text)
+    return text is not None and sum(
+        c.isascii() and (c.isprintable() or c in "\t\r\n") for c in text
+    ) >= 0.95 * len(text)
 
 
 def _python_strings(text: str) -> Iterator[tuple[int, str, bytes]]:
@@ -220,7 +239,7 @@ def _python_strings(text: str) -> Iterator[tuple[int, str, bytes]]:
             continue
         value = constant_text(node)
         if value and (not isinstance(node, ast.Constant) or value not in text):
-            yield node.lineno, "string", value.encode("utf-8", "replace")
+            yield node.lineno, "string", value.replace("\0", " ").encode("utf-8", "replace")
 
 
 def constant_text(node: ast.AST) -> str | None:
@@ -236,7 +255,10 @@ def constant_text(node: ast.AST) -> str | None:
             parts = [constant_text(value) for value in values]
         case ast.FormattedValue(value=value):
             return constant_text(value)
-        case ast.Call(func=ast.Attribute(value=ast.Constant(value=str() as glue), attr="join"), args=[ast.List() | ast.Tuple() as row]):
+        case ast.Call(
+            func=ast.Attribute(value=ast.Constant(value=str() as glue), attr="join"),
+            args=[ast.List() | ast.Tuple() as row],
+        ):
             pieces = [constant_text(item) for item in row.elts]
             return None if None in pieces else glue.join(piece or "" for piece in pieces)
         case _:
@@ -267,7 +289,11 @@ def _json_strings(text: str) -> Iterator[tuple[int, str, bytes]]:
             elif isinstance(item, str) and (item not in text or "\n" in item):
                 head = json.dumps(item, ensure_ascii=False)[1:25]
                 place = text.find(head)
-                yield (_line(text, place) if place >= 0 else number), "JSON string", item.encode("utf-8", "replace")
+                yield (
+                    (_line(text, place) if place >= 0 else number),
+                    "JSON string",
+                    item.replace("\0", " ").encode("utf-8", "replace"),
+                )
 
 
 def _line(text: str, position: int) -> int:
