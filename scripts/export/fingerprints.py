@@ -2,9 +2,10 @@
 
 All of it is computed here, from the private sources, each time; nothing of it is stored or published.
 
-A shingle is 20 consecutive words of a text, letter case and punctuation aside, so that neither a formatter nor a line
-break nor a comment sign hides it. Prompts and docstrings are taken as the program sees them, joined and unescaped; a
-shorter string of 10 words or more is one shingle. Import lines and rows of few different words are no fingerprints.
+A shingle is 20 consecutive words of a text, letter case and punctuation aside, so that neither a formatter nor
+a line break nor a comment sign hides it. Prompts and docstrings are taken as the program sees them, joined and
+unescaped; a shorter string of 10 words or more is one shingle. Import lines and rows of few different words are
+no fingerprints.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Fingerprints:
         """Fingerprints of the private code below `root`.
 
         Raises:
-            FileNotFoundError: a glob of the terms matches nothing, so that a moved folder cannot go unnoticed.
+            FileNotFoundError: a glob of the terms matches nothing; a moved folder must not go unnoticed.
         """
         config: dict[str, Any] = tomllib.loads(
             (terms or Path(__file__).with_name("private_terms.toml")).read_text()

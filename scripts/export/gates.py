@@ -11,8 +11,8 @@
 | unreadable | content that no gate can read |
 | history | more than one commit, a commit that nothing refers to, a tree that is not the manifest |
 
-All but the first look at every text that a file carries (`unwrap.py`): inside archives, byte code, notebooks, base64, hex and
-escapes; and at every object, reference and message of a git repository.
+All but the first two look at every text that a file carries (`unwrap.py`): inside archives, byte code, notebooks,
+base64, hex and escapes; and at every object, reference and message of a git repository.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Gates:
         self._clean: set[tuple[str, bytes]] = set()
 
     def tree(self, folder: Path, manifest: Set[str] | None = None) -> list[Finding]:
-        """Findings in a folder, its `.git` aside; `manifest` names the files that must be there and no others."""
+        """Findings in a folder, its `.git` aside; `manifest` names exactly the files that must be there."""
         files = sorted(
             path
             for path in folder.rglob("*")
@@ -131,7 +131,7 @@ class Gates:
         return found
 
     def distribution(self, file: Path, manifest: Set[str] | None = None) -> list[Finding]:
-        """Findings in a wheel or an sdist, whose members must be the manifest's files and its own metadata."""
+        """Findings in a wheel or an sdist; its members must be the manifest's files and its own metadata."""
         found = self.content(file.read_bytes(), file.name)
         if manifest is not None:
             found += _members(file, manifest)

@@ -1,8 +1,8 @@
-"""Every text that a file carries, however it is wrapped: archives, byte code, notebooks, base64, hex, escapes.
+"""Every text that a file carries, however wrapped: archives, byte code, notebooks, base64, hex, escapes.
 
-`views(data, path)` yields the text itself first, then whatever can be unwrapped from it, to a fixed depth. What
-cannot be read (an encrypted archive, unknown binary content) is yielded as `Opaque`: a gate must refuse it, since
-nobody can say what is inside.
+`views(data, path)` yields the text itself first, then whatever can be unwrapped from it, to a fixed depth.
+What cannot be read (an encrypted archive, unknown binary content) is yielded as `Opaque`: a gate must refuse
+it, since nobody can say what is inside.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PRINTABLE_RUN = re.compile(rb"[\x20-\x7e\t\n]{4,}")
 
 
 class View(NamedTuple):
-    """One readable text; `line` is where its wrapping stands in the file, or None where `text` is the file's own."""
+    """One readable text; `line` is where its wrapping stands, or None where `text` is the file's own."""
 
     path: str
     line: int | None
@@ -126,7 +126,7 @@ def _tar(data: bytes, path: str) -> list[tuple[str, bytes | None]]:
 
 
 def _decoded(data: bytes) -> str | None:
-    """`data` as text: UTF-8, or UTF-16 where a mark or the zero bytes of ASCII say so; None for binary content."""
+    """`data` as text: UTF-8, or UTF-16 where a mark or the zero bytes of ASCII say so; None for binary."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff") or (
         len(data) >= 8 and data[1::2].count(0) > 0.8 * len(data[1::2])
     ):
@@ -243,7 +243,7 @@ def _python_strings(text: str) -> Iterator[tuple[int, str, bytes]]:
 
 
 def constant_text(node: ast.AST) -> str | None:
-    """The text of a constant expression of strings: literals, `+`, f-strings of literals, `"".join([...])`."""
+    """The text of a constant expression: literals, `+`, f-strings of literals, `"".join([...])`."""
     match node:
         case ast.Constant(value=str() as text):
             return text
@@ -267,7 +267,7 @@ def constant_text(node: ast.AST) -> str | None:
 
 
 def _json_strings(text: str) -> Iterator[tuple[int, str, bytes]]:
-    """Strings of JSON or JSON lines with their escapes resolved; a list of strings (a notebook cell) also joined."""
+    """Strings of JSON or JSON lines, escapes resolved; a list of strings (a notebook cell) also joined."""
     rows = [(1, text)]
     try:
         json.loads(text)

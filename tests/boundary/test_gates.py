@@ -35,6 +35,7 @@ from fingerprints import Fingerprints  # noqa: E402
 from gates import Gates  # noqa: E402
 
 PRIVATE = ROOT / "reward_service/src"
+PRIVATE_DECISION = ROOT / "reward_service/docs/decisions/0040-our-own-encoder-pass.md"
 
 
 def private_function(file: str, name: str) -> str:
@@ -177,10 +178,10 @@ LEAKS = [
         "\n".join(private_docstring("regime_w/arms.py").split()) + "\n",
     ),
     Planted(
-        "a paragraph of a private README",
+        "a paragraph of a private decision",
         "shingles",
         NOTES,
-        (ROOT / "reward_service/README.md").read_text(encoding="utf-8")[:1500] + "\n",
+        PRIVATE_DECISION.read_text(encoding="utf-8")[:900] + "\n",
     ),
     # names
     Planted("an import", "imports", DATA, NAME),

@@ -9,9 +9,10 @@ import sys
 from typing import NoReturn
 
 HOW = (
-    "call the private coherence service: set LOOPER_REWARD_URL and LOOPER_REWARD_KEY (or LOOPER_REWARD_KEY_FILE), "
-    "then use looper_trainer.reward_client.RewardClient.from_environment(run_id=...).score(...); "
-    "without a service, `python -m looper_trainer.testing` serves public rewards (see coherence_service/README.md)"
+    "call the private coherence service: set LOOPER_REWARD_URL and LOOPER_REWARD_KEY (or "
+    "LOOPER_REWARD_KEY_FILE), then use "
+    "looper_trainer.reward_client.RewardClient.from_environment(run_id=...).score(...); without a service, "
+    "`python -m looper_trainer.testing` serves public rewards (see coherence_service/README.md)"
 )
 
 
