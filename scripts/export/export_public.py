@@ -3,10 +3,11 @@
     python scripts/export/export_public.py OUT [--root FOLDER] [--no-distributions]
     python scripts/export/export_public.py --unlisted
 
-What is exported is the commit that HEAD names, file by file as `manifest.txt` lists them; `public/` holds the
-files that only the public tree has (README, Makefile, pyproject, CI, the stub of the service). OUT appears when
-every gate of `gates.py` has passed, for the tree, its git repository (one commit), its wheels and its sdists;
-otherwise nothing is written, each finding is one line `file:line: [gate] what`, and the exit code is 1.
+What is exported is the commit that HEAD names, file by file as `manifest.txt` lists them; `public/` holds
+the files that only the public tree has (README, Makefile, pyproject, CI, the stub of the service). OUT
+appears when every gate of `gates.py` has passed, for the tree, its git repository (one commit), its wheels
+and its sdists; otherwise nothing is written, each finding is one line `file:line: [gate] what`, and the
+exit code is 1.
 
 `--unlisted` prints the tracked files of public folders that the manifest neither lists nor withholds.
 """

@@ -2,10 +2,10 @@
 
 All of it is computed here, from the private sources, each time; nothing of it is stored or published.
 
-A shingle is 20 consecutive words of a text, letter case and punctuation aside, so that neither a formatter nor
-a line break nor a comment sign hides it. Prompts and docstrings are taken as the program sees them, joined and
-unescaped; a shorter string of 10 words or more is one shingle. Import lines and rows of few different words are
-no fingerprints.
+A shingle is 20 consecutive words of a text, letter case and punctuation aside, so that neither a formatter
+nor a line break nor a comment sign hides it. Prompts and docstrings are taken as the program sees them,
+joined and unescaped; a shorter string of 10 words or more is one shingle. Import lines and rows of few
+different words are no fingerprints.
 """
 
 from __future__ import annotations
