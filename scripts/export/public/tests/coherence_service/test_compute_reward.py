@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from looper_trainer.reward_client import RewardClient
 
 FOLDER = Path(__file__).resolve().parents[2] / "coherence_service"

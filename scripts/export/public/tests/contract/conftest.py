@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import httpx
 import pytest
+
 from looper_trainer.testing import FakeRewardServer
 
 
