@@ -1,5 +1,6 @@
 """The three public wheels install and import alone, and bring nothing private with them."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -24,20 +25,12 @@ def run(*command: object, cwd: Path) -> str:
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("wheels")
+    # Built from copies: setuptools leaves a build/ beside the source, and would pick up an old one.
+    sources = tmp_path_factory.mktemp("sources")
     for folder in PUBLIC:
-        run(
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "-q",
-            "--no-deps",
-            "--no-build-isolation",
-            "-w",
-            out,
-            ROOT / folder,
-            cwd=out,
-        )
+        shutil.copytree(ROOT / folder, sources / folder, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+        build = ["-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", out]
+        run(sys.executable, *build, sources / folder, cwd=out)
     return out
 
 
