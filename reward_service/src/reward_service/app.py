@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
@@ -18,15 +18,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from looper_schemas.problems import ProblemCode
 from reward_service import endpoints
 from reward_service.admission import Admission
-from reward_service.audit import AuditFile, Value
+from reward_service.audit import AuditFile
 from reward_service.auth import KeyRing, Principal
 from reward_service.batching import Batcher, Engine
 from reward_service.endpoints import Service
 from reward_service.errors import ProblemError, StartError, problem_response
-from reward_service.group_commit import GroupCommit
 from reward_service.home import read_pepper, subkey
+from reward_service.ledger import Ledger
+from reward_service.limits import KeyLimits
 from reward_service.readiness import Readiness
 from reward_service.settings import Settings
+from reward_service.state import State
 from reward_service.store import ReplyStore
 
 logger = logging.getLogger(__name__)
@@ -41,11 +43,18 @@ def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
     Its lifespan starts the scoring thread and asks the golden question; without it nothing is ever ready.
 
     Raises:
-        StartError: keys, pepper or models cannot be loaded, or the audit cannot be continued.
+        StartError: keys, pepper or models cannot be loaded; audit or database cannot be opened.
     """
     keys = KeyRing(settings.home)
     engine = scorer or load_scorer(settings)
     batcher = Batcher(engine, settings.batch_arms)
+    state = State(
+        settings.home,
+        settings.state_url,
+        settings.idempotency_entries,
+        settings.idempotency_bytes,
+        settings.idempotency_ttl_s,
+    )
     audit = AuditFile(settings.home)
     service = Service(
         settings=settings,
@@ -56,11 +65,11 @@ def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
         admission=Admission(
             settings.max_waiting_bytes, settings.max_waiting_arms, lambda: batcher.seconds_per_arm
         ),
-        store=ReplyStore(
-            settings.idempotency_entries, settings.idempotency_bytes, settings.idempotency_ttl_s
-        ),
+        store=ReplyStore(lambda key: asyncio.to_thread(state.find, key)),
         audit=audit,
-        ledger=GroupCommit(lambda records: _write(audit, records)),
+        state=state,
+        ledger=Ledger(audit, state),
+        limits=KeyLimits(lambda account: asyncio.to_thread(state.used, account)),
         digest_key=subkey(read_pepper(settings.home), b"request-digest"),
         info=endpoints.info_body(engine, settings),
     )
@@ -79,7 +88,6 @@ def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
                 await checking
             await asyncio.to_thread(batcher.stop)
             await asyncio.to_thread(service.ledger.stop)
-            audit.close()
 
     app = FastAPI(
         openapi_url=None,
@@ -103,11 +111,6 @@ def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
     app.add_api_route("/v1/info", endpoints.info, methods=["GET"], response_model=None)
     app.add_api_route("/v1/score", endpoints.score, methods=["POST"], response_model=None)
     return app
-
-
-def _write(audit: AuditFile, records: Sequence[Mapping[str, Value]]) -> list[None]:
-    audit.append(records)
-    return [None] * len(records)
 
 
 def load_scorer(settings: Settings) -> Engine:

@@ -42,7 +42,11 @@ class Scope(StrEnum):
 
 
 class KeyRecord(BaseModel):
-    """What the file knows of a key. Times are seconds since the epoch; None is no bound."""
+    """What the file knows of a key. Times are seconds since the epoch; None is no bound.
+
+    `budget` is how many items it may have scored in its life, `rate` how many a minute. `account` is whom
+    they are charged to: the first of the keys that were rotated into this one (None: the key itself).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -54,6 +58,9 @@ class KeyRecord(BaseModel):
     not_before: float | None = None
     expires: float | None = None
     revoked: float | None = None
+    account: Annotated[str, Field(pattern=rf"^[0-9a-f]{{{_ID_CHARS}}}$")] | None = None
+    budget: Annotated[int, Field(ge=1, le=10**15)] | None = None
+    rate: Annotated[int, Field(ge=1, le=10**9)] | None = None
 
     def active_at(self, now: float) -> bool:
         """Whether the key opens anything at `now`."""
@@ -74,10 +81,13 @@ class KeyFile(BaseModel):
 
 
 class Principal(NamedTuple):
-    """Who asks: the id of a key and what it may do."""
+    """Who asks: the id of a key, what it may do, and within which limits."""
 
     key_id: str
     scopes: frozenset[Scope]
+    account: str
+    budget: int | None = None
+    rate: int | None = None
 
     def may(self, scope: Scope) -> bool:
         """Whether the key has `scope`, by itself or through a wider one."""
@@ -105,7 +115,13 @@ class KeyRing:
         matches = hmac.compare_digest(digest, _NOBODY if record is None else record.hash)
         if record is None or not matches or not record.active_at(time.time()):
             return None
-        return Principal(record.id, frozenset(record.scopes))
+        return Principal(
+            key_id=record.id,
+            scopes=frozenset(record.scopes),
+            account=record.account or record.id,
+            budget=record.budget,
+            rate=record.rate,
+        )
 
     def any_active(self) -> bool:
         """Whether some key opens something now."""
@@ -153,15 +169,15 @@ def create_key(
     *,
     expires: float | None = None,
     not_before: float | None = None,
+    budget: int | None = None,
+    rate: int | None = None,
 ) -> str:
     """Add a key to the file of `home` and return it. It is shown once: the file keeps only its hash.
 
     Raises:
         StartError: the file or the pepper cannot be read, or a value is out of bounds.
     """
-    key_id = secrets.token_hex(_ID_CHARS // 2)
-    body = f"{_PREFIX}{key_id}_{secrets.token_hex(32)}"
-    token = f"{body}_{checksum(body)}"
+    key_id, token = _new_token()
     try:
         record = KeyRecord(
             id=key_id,
@@ -171,12 +187,49 @@ def create_key(
             created=time.time(),
             not_before=not_before,
             expires=expires,
+            budget=budget,
+            rate=rate,
         )
     except ValidationError:
         raise StartError("a key needs a name of 1 to 100 characters and at least one scope") from None
     with locked(home):
         known = read_keys(home) if (home / KEYS_FILE).exists() else KeyFile()
         _write(home, KeyFile(keys=(*known.keys, record)))
+    return token
+
+
+def rotate_key(home: Path, key_id: str, grace_s: float) -> str:
+    """Add a key that takes the place of `key_id` and return it; the old one ends after `grace_s` seconds.
+
+    The new key has the old one's name, scopes, limits and end, and goes on with its account: what was used of
+    the budget stays used, and a request repeated with the new key gets the reply that the old one got.
+
+    Raises:
+        StartError: there is no such key, or it is no longer active.
+    """
+    read_keys(home)  # says what to do where there is no folder to lock
+    new_id, token = _new_token()
+    with locked(home):
+        known = read_keys(home)
+        now = time.time()
+        old = _record(known, key_id)
+        if not old.active_at(now):
+            raise StartError("the key is not active; create a new one")
+        new = old.model_copy(
+            update={
+                "id": new_id,
+                "hash": _hash(token, subkey(read_pepper(home), b"api-key")),
+                "created": now,
+                "not_before": None,
+                "account": old.account or old.id,
+            }
+        )
+        ends = now + grace_s if old.expires is None else min(old.expires, now + grace_s)
+        kept = (
+            record.model_copy(update={"expires": ends}) if record.id == key_id else record
+            for record in known.keys
+        )
+        _write(home, KeyFile(keys=(*kept, new)))
     return token
 
 
@@ -189,14 +242,26 @@ def revoke_key(home: Path, key_id: str) -> None:
     read_keys(home)  # says what to do where there is no folder to lock
     with locked(home):
         known = read_keys(home)
-        if key_id not in {record.id for record in known.keys}:
-            raise StartError("no such key; `reward-service keys list` shows the ids")
+        _record(known, key_id)
         now = time.time()
         records = (
             record.model_copy(update={"revoked": record.revoked or now}) if record.id == key_id else record
             for record in known.keys
         )
         _write(home, KeyFile(keys=tuple(records)))
+
+
+def _record(keys: KeyFile, key_id: str) -> KeyRecord:
+    for record in keys.keys:
+        if record.id == key_id:
+            return record
+    raise StartError("no such key; `reward-service keys list` shows the ids")
+
+
+def _new_token() -> tuple[str, str]:
+    key_id = secrets.token_hex(_ID_CHARS // 2)
+    body = f"{_PREFIX}{key_id}_{secrets.token_hex(32)}"
+    return key_id, f"{body}_{checksum(body)}"
 
 
 def checksum(body: str) -> str:

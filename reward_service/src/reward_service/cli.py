@@ -54,8 +54,16 @@ def _parser() -> argparse.ArgumentParser:
         "--scopes", required=True, type=_scopes, help=f"comma-separated, of {', '.join(Scope)}"
     )
     create.add_argument("--expires-days", type=_days, help="days from now (default: never)")
+    create.add_argument("--budget", type=_count, metavar="ITEMS", help="arms it may have scored in its life")
+    create.add_argument("--rate", type=_count, metavar="ITEMS", help="arms it may have scored in a minute")
     create.set_defaults(command=_create_key)
     keys.add_parser("list", help="all keys, without their secrets").set_defaults(command=_list_keys)
+    rotate = keys.add_parser("rotate", help="make a key that takes the place of another; it is printed alone")
+    rotate.add_argument("id", metavar="ID", help="as `keys list` shows it")
+    rotate.add_argument(
+        "--grace-hours", type=_hours, default=24.0, help="how long the old one still opens (default 24)"
+    )
+    rotate.set_defaults(command=_rotate_key)
     revoke = keys.add_parser("revoke", help="close a key for good")
     revoke.add_argument("id", metavar="ID", help="as `keys list` shows it")
     revoke.set_defaults(command=_revoke_key)
@@ -103,13 +111,21 @@ def _create_key(options: argparse.Namespace) -> None:
     home = _settings(options).home
     prepare_home(home)
     expires = None if options.expires_days is None else time.time() + options.expires_days * _DAY_S
-    print(auth.create_key(home, options.name, options.scopes, expires=expires))
+    print(
+        auth.create_key(
+            home, options.name, options.scopes, expires=expires, budget=options.budget, rate=options.rate
+        )
+    )
 
 
 def _list_keys(options: argparse.Namespace) -> None:
     now = time.time()
     for record in auth.read_keys(_settings(options).home).keys:
         print(f"{record.id}  {_state(record, now):<24}  {','.join(record.scopes):<30}  {record.name}")
+
+
+def _rotate_key(options: argparse.Namespace) -> None:
+    print(auth.rotate_key(_settings(options).home, options.id, options.grace_hours * 3600))
 
 
 def _revoke_key(options: argparse.Namespace) -> None:
@@ -170,6 +186,16 @@ def _count(text: str) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
         raise argparse.ArgumentTypeError("give a whole number above 0")
     return int(text)
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = -1.0
+    if not 0.0 <= hours <= 8_760.0:
+        raise argparse.ArgumentTypeError("give a number of hours, 0 or more")
+    return hours
 
 
 def _days(text: str) -> float:

@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -19,6 +19,7 @@ from looper_schemas.problems import ProblemCode
 from looper_schemas.scoring import (
     Disclosure,
     FailedQuestion,
+    Question,
     RewardMode,
     ScoreRequest,
     ScoreResponse,
@@ -29,10 +30,12 @@ from reward_service.audit import AuditFile, AuditUnavailable, Value
 from reward_service.auth import KeyRing, Principal, Scope
 from reward_service.batching import Batcher, Engine, Result
 from reward_service.errors import ProblemError
-from reward_service.group_commit import GroupCommit
+from reward_service.ledger import Entry, Ledger
+from reward_service.limits import KeyLimits
 from reward_service.readiness import Readiness
 from reward_service.settings import Settings
-from reward_service.store import Reply, ReplyStore, StoreKey
+from reward_service.state import Claim, Outcome, State, StateUnavailable, StoreKey
+from reward_service.store import ReplyStore
 from reward_service.strict_json import MalformedJson, parse_object
 
 logger = logging.getLogger(__name__)
@@ -56,7 +59,9 @@ class Service:
     admission: Admission
     store: ReplyStore
     audit: AuditFile
-    ledger: GroupCommit[Mapping[str, Value], None]  # writes the audit
+    state: State
+    ledger: Ledger
+    limits: KeyLimits
     digest_key: bytes
     info: bytes  # body of GET /v1/info
 
@@ -107,45 +112,56 @@ async def score(request: Request) -> Response:
             raise ProblemError(ProblemCode.SCORER_MISMATCH)
         digest = _digest(service, message.model_dump_json())
 
-        reply_id = _digest(service, json.dumps([digest, principal.key_id, idempotency_key]))[:32]
+        reply_id = _digest(service, json.dumps([digest, principal.account, idempotency_key]))[:32]
+        key = None if idempotency_key is None else _store_key(service, principal, idempotency_key)
         about = _about(service, principal, message, digest, reply_id)
         scored_here = False
 
-        async def produce() -> Reply:
+        async def produce() -> bytes:
             nonlocal scored_here
-            with service.admission.scoring(sum(len(question.arms) for question in message.questions)):
-                job = service.batcher.submit(message.questions, message.reward_mode)
-                results = await job.wait(max(0.0, deadline - time.monotonic()))
-            failed = sum(isinstance(result, FailedQuestion) for result in results)
-            _log_scoring(request, about, failed)
-            cost = _cost(message, results)
-            await _audit(service, {"event": "score", **about, "failed": failed, "cost": cost})
+            arms = sum(len(question.arms) for question in message.questions)
+            with service.admission.scoring(arms):
+                async with service.limits.reserve(principal, _items(message.questions)):
+                    job = service.batcher.submit(message.questions, message.reward_mode)
+                    results = await job.wait(max(0.0, deadline - time.monotonic()))
+                    failed = [result for result in results if isinstance(result, FailedQuestion)]
+                    _log_scoring(request, about, len(failed))
+                    final = not any(result.error.retryable for result in failed)
+                    claim = Claim(
+                        account=principal.account,
+                        cost=_items(_scored(message, results)),
+                        budget=principal.budget,
+                        key=key if final else None,
+                        digest=digest,
+                        body=_reply(service, message, digest, reply_id, results),
+                    )
+                    outcome = await _settle(service, Entry({**about, "failed": len(failed)}, claim))
             scored_here = True
-            return _reply(service, message, digest, reply_id, results)
+            if outcome.problem is not None:
+                raise ProblemError(outcome.problem)
+            return outcome.body
 
-        body = await service.store.reply(
-            StoreKey(principal.key_id, idempotency_key) if idempotency_key is not None else None,
-            digest,
-            produce,
-            lambda: _disconnected(request),
-            deadline - time.monotonic(),
-        )
+        try:
+            body = await service.store.reply(
+                key, digest, produce, lambda: _disconnected(request), deadline - time.monotonic()
+            )
+        except StateUnavailable:
+            raise ProblemError(ProblemCode.NOT_READY, retry_after_s=_NOT_READY_RETRY_S) from None
         if body is not None and not scored_here:
-            await _audit(service, {"event": "repeat", **about, "cost": 0})
+            await _settle(service, Entry(about, None))
     return Response(body or b"", media_type=JSON)  # no body: nobody is there to read it
 
 
 def _reply(
     service: Service, message: ScoreRequest, digest: str, reply_id: str, results: Sequence[Result]
-) -> Reply:
+) -> bytes:
     response = ScoreResponse(
         request_id=reply_id, scorer_id=service.engine.scorer_id, request_digest=digest, results=tuple(results)
     )
     components = message.disclosure is Disclosure.COMPONENTS
     # Without the right to components not even their names appear.
     hidden = None if components else {"results": {"__all__": {"scores", "correct_flags"}}}
-    final = not any(isinstance(result, FailedQuestion) and result.error.retryable for result in results)
-    return Reply(response.model_dump_json(exclude=hidden).encode(), final)
+    return response.model_dump_json(exclude=hidden).encode()
 
 
 def _about(
@@ -167,24 +183,30 @@ def _about(
     }
 
 
-def _cost(message: ScoreRequest, results: Sequence[Result]) -> int:
-    """Items charged: the arms of every question that was scored, at least one a question."""
-    return sum(
-        max(1, len(question.arms))
-        for question, result in zip(message.questions, results, strict=True)
-        if not isinstance(result, FailedQuestion)
-    )
+def _items(questions: Iterable[Question]) -> int:
+    """What questions cost: their arms, at least one a question."""
+    return sum(max(1, len(question.arms)) for question in questions)
 
 
-async def _audit(service: Service, record: Mapping[str, Value]) -> None:
-    """Have `record` on disk, or answer nothing.
+def _scored(message: ScoreRequest, results: Sequence[Result]) -> Iterator[Question]:
+    for question, result in zip(message.questions, results, strict=True):
+        if not isinstance(result, FailedQuestion):
+            yield question
+
+
+def _store_key(service: Service, principal: Principal, idempotency_key: str) -> StoreKey:
+    return StoreKey(principal.account, _digest(service, json.dumps(["idempotency", idempotency_key])))
+
+
+async def _settle(service: Service, entry: Entry) -> Outcome:
+    """Have `entry` on disk, or answer nothing.
 
     Raises:
         ProblemError: not_ready.
     """
     try:
-        await service.ledger.commit(record)
-    except AuditUnavailable:
+        return await service.ledger.settle(entry)
+    except (AuditUnavailable, StateUnavailable):
         raise ProblemError(ProblemCode.NOT_READY, retry_after_s=_NOT_READY_RETRY_S) from None
 
 

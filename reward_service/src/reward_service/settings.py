@@ -55,8 +55,9 @@ class Settings(BaseModel):
     max_waiting_bytes: Count = 2**26
     batch_arms: Count = 16
 
-    idempotency_entries: Count = 4096
-    idempotency_bytes: Count = 2**26
+    state_url: str | None = None  # None: SQLite in the folder
+    idempotency_entries: Count = 65_536
+    idempotency_bytes: Count = 2**28
     idempotency_ttl_s: Seconds = 86_400.0
 
     golden_every_s: Seconds = 300.0

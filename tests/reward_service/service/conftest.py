@@ -97,7 +97,7 @@ class Live:
         }
         return await self.client.post("/v1/score", content=body, headers=sent)
 
-    def new_key(self, *scopes: Scope, **bounds: float) -> str:
+    def new_key(self, *scopes: Scope, **bounds: Any) -> str:
         return auth.create_key(self.home, "test", scopes, **bounds)
 
 

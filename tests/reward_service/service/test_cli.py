@@ -73,6 +73,7 @@ def test_expiry_is_counted_in_days(folder: Path, capsys: pytest.CaptureFixture[s
     [
         (["keys", "list"], "keys create"),
         (["keys", "revoke", "abc"], "keys create"),
+        (["keys", "rotate", "abc"], "keys create"),
         (["serve"], "keys create"),
         (["audit", "verify"], "keys create"),
         (["audit", "show"], "no such file"),
@@ -105,6 +106,10 @@ def test_a_failure_is_one_line_and_exit_code_2(
         ["keys", "create", "--name", "n", "--scopes", "score:reward", "--expires-days", "nan"],
         ["serve", "--port", "http"],
         ["audit"],
+        ["keys", "create", "--name", "n", "--scopes", "score:reward", "--budget", "0"],
+        ["keys", "create", "--name", "n", "--scopes", "score:reward", "--rate", "1.5"],
+        ["keys", "rotate"],
+        ["keys", "rotate", "abc", "--grace-hours", "-1"],
         ["audit", "verify", "--expect", "5"],
         ["audit", "show", "--last", "0"],
     ],
@@ -163,3 +168,31 @@ def test_audit_show_prints_the_last_records_of_a_key(
     shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [record["n"] for record in shown] == [0, 2, 4]
     assert "mac" not in shown[0]
+
+
+def test_rotate_prints_a_new_key_alone_and_bounds_the_old_one(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = create(capsys, "--budget", "9", "--rate", "7", "--expires-days", "30").strip()
+    main(["keys", "rotate", old.split("_")[1], "--grace-hours", "2"])
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    ring = KeyRing(folder)
+    before, after = ring.authenticate(old), ring.authenticate(printed.strip())
+    assert before is not None
+    assert after is not None
+    assert before._replace(key_id=after.key_id) == after
+    assert (after.budget, after.rate, after.account) == (9, 7, before.key_id)
+    first, second = auth.read_keys(folder).keys
+    assert first.expires == pytest.approx(time.time() + 7200, abs=5)
+    assert second.expires == pytest.approx(time.time() + 30 * 86_400, abs=5)
+
+
+def test_a_key_that_is_not_active_cannot_be_rotated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key_id = create(capsys).split("_")[1]
+    main(["keys", "revoke", key_id])
+    for name, words in ((key_id, "not active"), ("0" * 12, "no such key")):
+        with pytest.raises(SystemExit):
+            main(["keys", "rotate", name])
+        assert words in capsys.readouterr().err
+    assert len(auth.read_keys(folder).keys) == 1

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from reward_service.errors import ProblemError
-from reward_service.store import Reply, ReplyStore, StoreKey
+from reward_service.state import Kept, StoreKey
+from reward_service.store import ReplyStore
 
 pytestmark = pytest.mark.anyio
 
@@ -15,54 +16,47 @@ async def never() -> None:
     await asyncio.Event().wait()
 
 
+class Memory:
+    """Finds what was put into it."""
+
+    def __init__(self) -> None:
+        self.kept: dict[StoreKey, Kept] = {}
+
+    async def find(self, key: StoreKey) -> Kept | None:
+        await asyncio.sleep(0)
+        return self.kept.get(key)
+
+
 class Work:
     """Counts how often it was done."""
 
-    def __init__(self, body: bytes = b"body", final: bool = True) -> None:
-        self.reply, self.done = Reply(body, final), 0
+    def __init__(self, body: bytes = b"body") -> None:
+        self.body, self.done = body, 0
 
-    async def __call__(self) -> Reply:
+    async def __call__(self) -> bytes:
         self.done += 1
-        return self.reply
+        return self.body
 
 
 async def ask(store: ReplyStore, name: str, work: Any, digest: str = "d") -> bytes | None:
     return await store.reply(StoreKey("key", name), digest, work, never, 1.0)
 
 
-async def test_the_least_recently_used_reply_goes_first() -> None:
-    store, work = ReplyStore(entries=2, max_bytes=1000, ttl_s=60), Work()
-    for name in ("a", "b", "a", "c", "a", "b"):  # a stays, b is dropped by c and done again
-        await ask(store, name, work)
-    assert work.done == 4
+async def test_what_was_kept_is_found_and_not_done_again() -> None:
+    memory, work = Memory(), Work()
+    memory.kept[StoreKey("key", "a")] = Kept("d", b"kept")
+    store = ReplyStore(memory.find)
+    assert await ask(store, "a", work) == b"kept"
+    assert work.done == 0
+    with pytest.raises(ProblemError, match="idempotency_mismatch"):
+        await ask(store, "a", work, digest="other")
+    assert await ask(store, "b", work) == b"body"
 
 
-async def test_bytes_are_bounded() -> None:
-    store, work = ReplyStore(entries=100, max_bytes=100, ttl_s=60), Work(b"x" * 60)
-    for name in ("a", "b", "a"):
-        await ask(store, name, work)
-    assert work.done == 3
-    huge = Work(b"x" * 101)
-    await ask(store, "h", huge)
-    assert await ask(store, "h", huge) == b"x" * 101
-    assert huge.done == 2
+async def test_an_error_is_not_kept() -> None:
+    store = ReplyStore(Memory().find)
 
-
-async def test_replies_expire() -> None:
-    store, work = ReplyStore(entries=2, max_bytes=1000, ttl_s=0.05), Work()
-    await ask(store, "a", work)
-    await asyncio.sleep(0.06)
-    await ask(store, "a", work, digest="other")  # the old body is forgotten, so this is no mismatch
-    assert work.done == 2
-
-
-async def test_a_reply_that_is_not_final_and_an_error_are_not_kept() -> None:
-    store, half = ReplyStore(2, 1000, 60), Work(final=False)
-    await ask(store, "a", half)
-    await ask(store, "a", half)
-    assert half.done == 2
-
-    async def broken() -> Reply:
+    async def broken() -> bytes:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
@@ -71,10 +65,10 @@ async def test_a_reply_that_is_not_final_and_an_error_are_not_kept() -> None:
 
 
 async def test_work_that_everybody_left_is_cancelled_and_not_joined_again() -> None:
-    store = ReplyStore(2, 1000, 60)
+    store = ReplyStore(Memory().find)
     ended = asyncio.Event()
 
-    async def endless() -> Reply:
+    async def endless() -> bytes:
         try:
             await asyncio.Event().wait()
         finally:
@@ -89,23 +83,28 @@ async def test_work_that_everybody_left_is_cancelled_and_not_joined_again() -> N
     await asyncio.wait_for(ended.wait(), 1)
 
 
-async def test_without_a_key_nothing_is_kept_or_compared() -> None:
-    store, work = ReplyStore(2, 1000, 60), Work()
+async def test_without_a_key_nothing_is_looked_up_or_compared() -> None:
+    async def find(key: StoreKey) -> Kept | None:
+        raise AssertionError
+
+    store, work = ReplyStore(find), Work()
     for digest in ("d", "d", "e"):
         assert await store.reply(None, digest, work, never, 1.0) == b"body"
     assert work.done == 3
 
 
 async def test_racing_duplicates_do_the_work_once() -> None:
-    store, calls = ReplyStore(2, 1000, 60), 0
+    store, calls = ReplyStore(Memory().find), 0
 
-    async def slow() -> Reply:
+    async def slow() -> bytes:
         nonlocal calls
         calls += 1
         await asyncio.sleep(0.02)
-        return Reply(b"body", True)
+        return b"body"
 
     assert await asyncio.gather(*(ask(store, "a", slow) for _ in range(20))) == [b"body"] * 20
     assert calls == 1
-    with pytest.raises(ProblemError, match="idempotency_mismatch"):
-        await ask(store, "a", slow, digest="other")
+    racing = asyncio.gather(ask(store, "a", slow), ask(store, "a", slow, "other"), return_exceptions=True)
+    first, other = await racing
+    assert first == b"body"
+    assert isinstance(other, ProblemError)

@@ -1,0 +1,69 @@
+"""What one key may use: items a minute, items in its life. An item is an arm, or a question without arms."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from looper_schemas.problems import ProblemCode
+from reward_service.auth import Principal
+from reward_service.errors import ProblemError
+
+
+@dataclass
+class _Bucket:
+    items: float
+    at: float
+
+
+class KeyLimits:
+    """Keeps the limits of all accounts. All calls come from the event loop.
+
+    Rates are kept in memory: a restart grants a fresh minute, and every replica counts for itself. Budgets
+    are what `used` says, plus what is being scored; the database has the last word when a reply is settled.
+    """
+
+    def __init__(
+        self, used: Callable[[str], Awaitable[int]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._used = used
+        self._clock = clock
+        self._buckets: dict[str, _Bucket] = {}
+        self._reserved: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def reserve(self, principal: Principal, items: int) -> AsyncIterator[None]:
+        """Room for `items` in the budget while the block runs; they count for the rate also when it fails.
+
+        Raises:
+            ProblemError: budget_exhausted, or rate_limited with the time to wait.
+        """
+        account = principal.account
+        if principal.budget is not None:
+            used = await self._used(account)
+            if used + self._reserved[account] + items > principal.budget:
+                raise ProblemError(ProblemCode.BUDGET_EXHAUSTED)
+        if principal.rate is not None:
+            self._take(account, principal.rate, items)
+        self._reserved[account] += items
+        try:
+            yield
+        finally:
+            self._reserved[account] -= items
+            if not self._reserved[account]:
+                del self._reserved[account]
+
+    def _take(self, account: str, rate: int, items: int) -> None:
+        """Take `items` from a bucket that holds one minute's worth. A larger request needs a full one, and
+        leaves it in debt."""
+        now = self._clock()
+        bucket = self._buckets.setdefault(account, _Bucket(rate, now))
+        bucket.items = min(float(rate), bucket.items + (now - bucket.at) * rate / 60)
+        bucket.at = now
+        missing = min(items, rate) - bucket.items
+        if missing > 0:
+            raise ProblemError(ProblemCode.RATE_LIMITED, retry_after_s=missing * 60 / rate)
+        bucket.items -= items
