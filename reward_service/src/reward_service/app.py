@@ -26,6 +26,7 @@ from reward_service.errors import ProblemError, StartError, problem_response
 from reward_service.home import read_pepper, subkey
 from reward_service.ledger import Ledger
 from reward_service.limits import KeyLimits
+from reward_service.metrics import Metrics
 from reward_service.readiness import Readiness
 from reward_service.settings import Settings
 from reward_service.state import State
@@ -48,6 +49,11 @@ def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
     keys = KeyRing(settings.home)
     engine = scorer or load_scorer(settings)
     batcher = Batcher(engine, settings.batch_arms)
+    metrics = Metrics()
+    admission = Admission(
+        settings.max_waiting_bytes, settings.max_waiting_arms, lambda: batcher.seconds_per_arm
+    )
+    metrics.watch(admission)
     state = State(
         settings.home,
         settings.state_url,
@@ -61,10 +67,9 @@ def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
         keys=keys,
         engine=engine,
         batcher=batcher,
-        readiness=Readiness(settings.home, engine.scorer_id, batcher),
-        admission=Admission(
-            settings.max_waiting_bytes, settings.max_waiting_arms, lambda: batcher.seconds_per_arm
-        ),
+        readiness=Readiness(settings.home, engine.scorer_id, batcher, metrics.checked),
+        admission=admission,
+        metrics=metrics,
         store=ReplyStore(lambda key: asyncio.to_thread(state.find, key)),
         audit=audit,
         state=state,
@@ -104,7 +109,7 @@ def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
         },
     )
     app.state.service = service
-    app.add_middleware(Guard, keys=keys, settings=settings)
+    app.add_middleware(Guard, keys=keys, settings=settings, metrics=metrics)
     app.add_exception_handler(HTTPException, _to_problem)
     app.add_api_route(OPEN_PATH, endpoints.livez, methods=["GET"], response_model=None)
     app.add_api_route("/readyz", endpoints.readyz, methods=["GET"], response_model=None)
@@ -137,10 +142,11 @@ class Guard:
     Before a key is known to be good, only path, Authorization and size of the head are looked at.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, settings: Settings, metrics: Metrics) -> None:
         self._app = app
         self._keys = keys
         self._settings = settings
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -203,9 +209,11 @@ class Guard:
     def _log(self, scope: Scope, exchange: _Exchange, seconds: float) -> None:
         state = scope["state"]
         principal: Principal | None = state["principal"]
+        route = scope["path"] if scope["path"] in _NAMED else "-"
+        self._metrics.answered(route, exchange.status, seconds, state.get("code"))
         fields = {
             "request_id": state["request_id"],
-            "route": scope["path"] if scope["path"] in _NAMED else "-",
+            "route": route,
             "status": exchange.status,
             "seconds": round(seconds, 4),
             "key_id": principal.key_id if principal else None,

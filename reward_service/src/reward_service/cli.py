@@ -45,6 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="serve until SIGTERM")
     serve.add_argument("--host", help="address to bind (default 127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to bind; 0 takes a free one (default 8080)")
+    serve.add_argument(
+        "--metrics-port",
+        type=int,
+        help="port on the loopback for GET /metrics (default: none; 0 takes a free one)",
+    )
     serve.set_defaults(command=_serve)
 
     keys = commands.add_parser("keys", help="API keys").add_subparsers(required=True, metavar="ACTION")
@@ -91,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    return load_settings({"host": getattr(options, "host", None), "port": getattr(options, "port", None)})
+    return load_settings({name: getattr(options, name, None) for name in ("host", "port", "metrics_port")})
 
 
 def _init(options: argparse.Namespace) -> None:

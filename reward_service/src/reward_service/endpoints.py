@@ -32,6 +32,7 @@ from reward_service.batching import Batcher, Engine, Result
 from reward_service.errors import ProblemError
 from reward_service.ledger import Entry, Ledger
 from reward_service.limits import KeyLimits
+from reward_service.metrics import Metrics
 from reward_service.readiness import Readiness
 from reward_service.settings import Settings
 from reward_service.state import Claim, Outcome, State, StateUnavailable, StoreKey
@@ -57,6 +58,7 @@ class Service:
     batcher: Batcher
     readiness: Readiness
     admission: Admission
+    metrics: Metrics
     store: ReplyStore
     audit: AuditFile
     state: State
@@ -126,6 +128,7 @@ async def score(request: Request) -> Response:
                     results = await job.wait(max(0.0, deadline - time.monotonic()))
                     failed = [result for result in results if isinstance(result, FailedQuestion)]
                     _log_scoring(request, about, len(failed))
+                    service.metrics.scored(results)
                     final = not any(result.error.retryable for result in failed)
                     claim = Claim(
                         account=principal.account,

@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,24 @@ GOLDEN_FLAGS = (True, True, False, False)
 
 
 class Readiness:
-    """Whether the service may answer: the golden vector matched when it was last asked."""
+    """Whether the service may answer: the golden vector matched when it was last asked.
 
-    def __init__(self, home: Path, scorer_id: str, batcher: Batcher) -> None:
+    `checked` is told after every check: ready or not, and the largest difference from the record where there
+    is one to compare with.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        scorer_id: str,
+        batcher: Batcher,
+        checked: Callable[[bool, float | None], None] = lambda ready, deviation: None,
+    ) -> None:
         self._file = home / GOLDEN_FILE
         self._scorer_id = scorer_id
         self._batcher = batcher
+        self._checked = checked
+        self._deviation: float | None = None
         self._rounds = itertools.count()
         self.ready = False
 
@@ -58,12 +71,14 @@ class Readiness:
 
     async def check(self) -> bool:
         """Ask the golden question alone and in company, and set `ready`."""
+        self._deviation = None
         reason = await self._mismatch()
         if reason is not None:
             logger.error("not ready: the golden vector does not match", extra={"reason": reason})
         elif not self.ready:
             logger.info("ready: the golden vector matches")
         self.ready = reason is None
+        self._checked(self.ready, self._deviation)
         return self.ready
 
     async def _mismatch(self) -> str | None:
@@ -107,7 +122,8 @@ class Readiness:
             except OSError:
                 return "golden.json cannot be written"
             return None
-        same = known.keys() == values.keys() and all(
-            math.isclose(known[name], values[name], abs_tol=TOLERANCE) for name in values
-        )
+        if known.keys() != values.keys():
+            return "scores differ from those in golden.json"
+        self._deviation = max(abs(known[name] - value) for name, value in values.items())
+        same = all(math.isclose(known[name], value, abs_tol=TOLERANCE) for name, value in values.items())
         return None if same else "scores differ from those in golden.json"

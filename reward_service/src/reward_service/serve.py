@@ -13,17 +13,21 @@ from reward_service.app import create_app
 from reward_service.auth import CREATE_COMMAND, KeyRing
 from reward_service.errors import StartError
 from reward_service.logs import configure_logging
+from reward_service.metrics import MetricsListener
 from reward_service.protocol import protocol_for
 from reward_service.settings import Settings
 
 
 class _Server(uvicorn.Server):
-    """Says `ready URL` on stdout when it is, and why not on stderr when it is not."""
+    """Says `ready URL` on stdout when it is, and why not on stderr when it is not; then `metrics URL`."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, url: str) -> None:
+    def __init__(
+        self, config: uvicorn.Config, app: FastAPI, url: str, metrics: MetricsListener | None
+    ) -> None:
         super().__init__(config)
         self._app = app
         self._url = url
+        self._metrics = metrics
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
@@ -38,6 +42,9 @@ class _Server(uvicorn.Server):
                 file=sys.stderr,
                 flush=True,
             )
+        if self._metrics is not None:
+            self._metrics.start(self._app.state.service.metrics)
+            print(f"metrics {self._metrics.url}", flush=True)
 
 
 def serve(settings: Settings) -> None:
@@ -46,10 +53,14 @@ def serve(settings: Settings) -> None:
     Raises:
         StartError: no key, port taken, or models that cannot be loaded. Nothing has been served then.
     """
-    if not KeyRing(settings.home).any_active():
+    keys = KeyRing(settings.home)
+    if not keys.any_active():
         raise StartError(f"no active key: run `{CREATE_COMMAND}`")
     listener = _bind(settings)
+    metrics: MetricsListener | None = None
     try:
+        if settings.metrics_port is not None:
+            metrics = MetricsListener(settings.metrics_port, keys)
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         configure_logging()
@@ -57,9 +68,11 @@ def serve(settings: Settings) -> None:
         # uvicorn repeats the signal to these handlers after it has drained: a wanted end is no failure.
         for wanted in (signal.SIGTERM, signal.SIGINT):
             signal.signal(wanted, lambda *_: None)
-        _Server(server_config(app, settings), app, url).run(sockets=[listener])
+        _Server(server_config(app, settings), app, url, metrics).run(sockets=[listener])
     finally:
         listener.close()
+        if metrics is not None:
+            metrics.close()
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:

@@ -38,6 +38,7 @@ class Settings(BaseModel):
     home: Path
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8080
+    metrics_port: Annotated[int, Field(ge=0, le=65_535)] | None = None  # on the loopback; None: no listener
 
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 2**20
     max_header_bytes: Annotated[int, Field(ge=1024, le=2**20)] = 2**14
