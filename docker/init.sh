@@ -45,17 +45,23 @@ for system in /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.cr
 done
 cat "$secrets/ca.crt" >> "$secrets/ca-bundle.pem"
 
+# Containers run as the user who owns the secrets; root's are given to an ordinary user.
+owner=$(id -u) group=$(id -g)
+[ -f "$secrets/trainer.key" ] || touch "$secrets/trainer.key"
+if [ "$owner" = 0 ]; then
+  owner=65532 group=65532
+  chown -R "$owner:$group" "$secrets"
+fi
+
 if [ ! -f .env ]; then
   torch_index=https://download.pytorch.org/whl/cpu
   [ "$kind" = cpu ] || torch_index=https://download.pytorch.org/whl/cu128
   cat > .env <<ENV
 COMPOSE_PROFILES=$kind
 LOOPER_TORCH_INDEX=$torch_index
-LOOPER_UID=$(id -u)
-LOOPER_GID=$(id -g)
+LOOPER_UID=$owner
+LOOPER_GID=$group
 ENV
 fi
-[ -f "$secrets/trainer.key" ] || touch "$secrets/trainer.key"
-
 echo ".env and $secrets are ready; next:"
 echo "  docker compose build && docker compose run --rm -T keys > $secrets/trainer.key && docker compose up --detach"

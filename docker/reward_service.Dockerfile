@@ -32,6 +32,7 @@ RUN /opt/looper/bin/pip install --no-cache-dir --constraint /src/constraints.txt
 FROM ${FINAL_BASE}
 COPY --from=build /opt/looper /opt/looper
 COPY --from=build --chown=65532:65532 /state /var/lib/reward-service
+# hadolint ignore=DL3064
 ENV REWARD_SERVICE_HOME=/var/lib/reward-service \
     HF_HUB_OFFLINE=1 \
     TOKENIZERS_PARALLELISM=false \

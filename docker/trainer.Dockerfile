@@ -24,6 +24,7 @@ RUN /opt/looper/bin/pip install --no-cache-dir --constraint /src/constraints.txt
 
 FROM ${BASE}
 COPY --from=build /opt/looper /opt/looper
+# hadolint ignore=DL3064
 ENV PATH=/opt/looper/bin:$PATH \
     TOKENIZERS_PARALLELISM=false \
     PYTHONDONTWRITEBYTECODE=1 \
