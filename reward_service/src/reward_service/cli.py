@@ -19,6 +19,7 @@ from reward_service.home import prepare_home
 from reward_service.settings import Settings, load_settings
 
 _DAY_S = 86_400.0
+_SERVE_OPTIONS = ("host", "port", "metrics_port", "tls_certificate", "tls_key", "tls_client_ca")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="port on the loopback for GET /metrics (default: none; 0 takes a free one)",
     )
+    serve.add_argument("--tls-certificate", metavar="PEM", help="serve HTTPS with this certificate chain")
+    serve.add_argument("--tls-key", metavar="PEM", help="its private key (default: in the same file)")
+    serve.add_argument("--tls-client-ca", metavar="PEM", help="every client needs a certificate of these")
     serve.set_defaults(command=_serve)
 
     keys = commands.add_parser("keys", help="API keys").add_subparsers(required=True, metavar="ACTION")
@@ -96,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    return load_settings({name: getattr(options, name, None) for name in ("host", "port", "metrics_port")})
+    return load_settings({name: getattr(options, name, None) for name in _SERVE_OPTIONS})
 
 
 def _init(options: argparse.Namespace) -> None:

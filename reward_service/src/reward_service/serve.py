@@ -16,6 +16,7 @@ from reward_service.logs import configure_logging
 from reward_service.metrics import MetricsListener
 from reward_service.protocol import protocol_for
 from reward_service.settings import Settings
+from reward_service.tls import server_context
 
 
 class _Server(uvicorn.Server):
@@ -61,8 +62,9 @@ def serve(settings: Settings) -> None:
     try:
         if settings.metrics_port is not None:
             metrics = MetricsListener(settings.metrics_port, keys)
+        scheme = "http" if server_context(settings) is None else "https"
         host, port = listener.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         configure_logging()
         app = create_app(settings)
         # uvicorn repeats the signal to these handlers after it has drained: a wanted end is no failure.
@@ -76,12 +78,18 @@ def serve(settings: Settings) -> None:
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    """How uvicorn serves `app`: our h11 protocol, nothing that tells what runs here, nothing logged by it."""
+    """How uvicorn serves `app`: our h11 protocol, nothing that tells what runs here, nothing logged by it.
+
+    Raises:
+        StartError: TLS files cannot be used.
+    """
+    context = server_context(settings)
     return uvicorn.Config(
         app,
+        ssl_context_factory=None if context is None else lambda config, default: context,
         http=protocol_for(settings),
         ws="none",
-        loop="asyncio",
+        loop="reward_service.tls:DeadlineLoop",
         lifespan="on",
         log_config=None,
         access_log=False,

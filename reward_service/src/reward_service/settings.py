@@ -40,6 +40,11 @@ class Settings(BaseModel):
     port: Annotated[int, Field(ge=0, le=65_535)] = 8080
     metrics_port: Annotated[int, Field(ge=0, le=65_535)] | None = None  # on the loopback; None: no listener
 
+    # PEM files. A key may be in the certificate's file; clients need a certificate of tls_client_ca if given.
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 2**20
     max_header_bytes: Annotated[int, Field(ge=1024, le=2**20)] = 2**14
     max_connections: Annotated[int, Field(ge=1)] = 900  # below the usual limit of 1,024 open files

@@ -42,15 +42,15 @@ class Commands:
             check=False,
         )
 
-    def new_key(self) -> str:
-        done = self.run("keys", "create", "--name", "n", "--scopes", SCOPES)
+    def new_key(self, scopes: str = SCOPES) -> str:
+        done = self.run("keys", "create", "--name", "n", "--scopes", scopes)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def serve(self) -> tuple[subprocess.Popen[str], str]:
+    def serve(self, *options: str) -> tuple[subprocess.Popen[str], str]:
         """A serving process and its URL, once it says that it is ready."""
         process = subprocess.Popen(
-            [COMMAND, "serve", "--port", "0"],
+            [COMMAND, "serve", "--port", "0", *options],
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -118,9 +118,15 @@ def test_a_restarted_service_gives_the_same_bytes_and_knows_new_keys(
     commands: Commands, message: Any
 ) -> None:
     key = commands.new_key()
+    reader = commands.new_key("metrics:read")
     replies = []
     for _ in range(2):
-        process, url = commands.serve()
+        process, url = commands.serve("--metrics-port", "0")
+        assert process.stdout is not None
+        word, metrics = process.stdout.readline().split()
+        assert word == "metrics"
+        scraped = httpx.get(metrics, headers={"authorization": f"Bearer {reader}"})
+        assert "service_ready 1.0" in scraped.text.splitlines()
         assert httpx.get(f"{url}/livez").json() == {"live": True}
         assert httpx.get(f"{url}/readyz", headers={"authorization": f"Bearer {key}"}).json() == {
             "ready": True
@@ -134,6 +140,8 @@ def test_a_restarted_service_gives_the_same_bytes_and_knows_new_keys(
     assert first["correct_flags"] == [True, True, False]
     assert first["scores"]["s_end"] == pytest.approx(1 / 3)  # one of three pairs agrees
     assert replies[0].content == replies[1].content
+    checked = commands.run("audit", "verify")
+    assert checked.stdout.startswith("4 lines, unbroken"), checked.stderr
 
 
 @pytest.mark.slow
