@@ -1,4 +1,4 @@
-"""The proof of an exported tree sees a failing command, and an import of private code even where it is caught."""
+"""The proof of an exported tree sees a failing command, and an import of private code even if caught."""
 
 from __future__ import annotations
 
