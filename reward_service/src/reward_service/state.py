@@ -221,8 +221,9 @@ class Settlement:
                 expires=self._now + self._ttl_s,
             )
             .on_conflict_do_nothing(index_elements=["account", "key"])
+            .returning(_replies.c.id)
         )
-        return bool(added.rowcount)
+        return added.first() is not None  # rowcount is -1 under some drivers
 
     def _charge(self, claim: Claim) -> bool:
         """Whether the budget allows `claim`; it is charged then."""
@@ -239,8 +240,9 @@ class Settlement:
                 set_={"used": total},
                 where=sa.true() if claim.budget is None else total <= claim.budget,
             )
+            .returning(_usage.c.used)
         )
-        return bool(charged.rowcount)
+        return charged.first() is not None
 
 
 def _named(key: StoreKey) -> sa.ColumnElement[bool]:

@@ -1,26 +1,48 @@
 from __future__ import annotations
 
+import os
 import sqlite3
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from looper_schemas.problems import ProblemCode
 from reward_service.errors import StartError
 from reward_service.state import Claim, Kept, Outcome, State, StateUnavailable, StoreKey
+
+POSTGRES_VARIABLE = "LOOPER_TEST_POSTGRES"  # URL of a PostgreSQL database that the tests may empty
+
+Open = Callable[..., State]
 
 
 def opened(home: Path, **bounds: Any) -> State:
     return State(home, **{"url": None, "entries": 100, "max_bytes": 10_000, "ttl_s": 60.0, **bounds})
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def open_state(request: pytest.FixtureRequest, home: Path) -> Open:
+    """Open the database of this test: in the folder, or the one that the environment names, emptied."""
+    url = None
+    if request.param == "postgresql":
+        url = os.environ.get(POSTGRES_VARIABLE)
+        if url is None:
+            pytest.skip(f"{POSTGRES_VARIABLE} is not set")
+        engine = sa.create_engine(url)
+        with engine.begin() as connection:
+            connection.execute(sa.text("DROP TABLE IF EXISTS replies, usage"))
+        engine.dispose()
+    return lambda **bounds: opened(home, url=url, **bounds)
+
+
 @pytest.fixture
-def state(home: Path) -> Iterator[State]:
-    with closing(opened(home)) as state:
+def state(open_state: Open) -> Iterator[State]:
+    with closing(open_state()) as state:
         yield state
 
 
@@ -44,10 +66,10 @@ def settle(state: State, *claims: Claim) -> list[Outcome]:
     return outcomes
 
 
-def test_replies_and_charges_outlive_a_restart(home: Path) -> None:
-    with closing(opened(home)) as state:
+def test_replies_and_charges_outlive_a_restart(open_state: Open) -> None:
+    with closing(open_state()) as state:
         assert settle(state, claim("a", cost=3), claim(cost=4)) == [Outcome(b"body", 3), Outcome(b"body", 4)]
-    with closing(opened(home)) as state:
+    with closing(open_state()) as state:
         assert state.find(StoreKey("acc", "a")) == Kept("d", b"body")
         assert state.find(StoreKey("other", "a")) is None
         assert (state.used("acc"), state.used("other")) == (7, 0)
@@ -61,12 +83,35 @@ def test_a_repeated_claim_is_charged_once_and_gets_the_first_bytes(state: State)
     assert state.used("acc") == 3
 
 
-def test_two_replicas_that_race_charge_once(home: Path) -> None:
-    with closing(opened(home)) as one, closing(opened(home)) as two:
+def test_two_replicas_that_race_charge_once(open_state: Open) -> None:
+    with closing(open_state()) as one, closing(open_state()) as two:
         assert two.find(StoreKey("acc", "a")) is None
         settle(one, claim("a", cost=3, body=b"one"))
         assert settle(two, claim("a", cost=3, body=b"two")) == [Outcome(b"one", 0)]
         assert one.used("acc") == two.used("acc") == 3
+
+
+def test_replicas_at_one_time_never_overdraw_and_pay_a_name_once(open_state: Open) -> None:
+    failures: list[Exception] = []
+
+    def work() -> None:
+        try:
+            with closing(open_state()) as state:
+                for n in range(20):
+                    settle(state, claim(f"{n}", cost=3, budget=50))
+        except Exception as error:
+            failures.append(error)
+
+    open_state().close()  # the tables are there
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    with closing(open_state()) as state:
+        assert state.used("acc") == 48  # sixteen names at three items; a seventeenth would be 51
+        assert sum(state.find(StoreKey("acc", f"{n}")) is not None for n in range(20)) == 16
 
 
 def test_a_budget_is_kept_to_the_item(state: State) -> None:
@@ -93,9 +138,9 @@ def test_a_transaction_that_fails_leaves_nothing(state: State) -> None:
     assert state.find(StoreKey("acc", "a")) is None
 
 
-def test_replies_expire_by_the_clock_of_the_wall(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replies_expire_by_the_clock_of_the_wall(open_state: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
-    with closing(opened(home, ttl_s=86_400.0)) as state:
+    with closing(open_state(ttl_s=86_400.0)) as state:
         settle(state, claim("a", cost=2))
         monkeypatch.setattr(time, "time", lambda: now + 3600)  # a step of an hour loses nothing
         assert state.find(StoreKey("acc", "a")) is not None
@@ -107,8 +152,8 @@ def test_replies_expire_by_the_clock_of_the_wall(home: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(("entries", "max_bytes"), [(20, 10_000), (1000, 200)])
-def test_replies_are_bounded_and_the_oldest_go_first(home: Path, entries: int, max_bytes: int) -> None:
-    with closing(opened(home, entries=entries, max_bytes=max_bytes)) as state:
+def test_replies_are_bounded_and_the_oldest_go_first(open_state: Open, entries: int, max_bytes: int) -> None:
+    with closing(open_state(entries=entries, max_bytes=max_bytes)) as state:
         for n in range(50):
             settle(state, claim(f"{n}", body=b"x" * 10))
         found = [n for n in range(50) if state.find(StoreKey("acc", f"{n}"))]
@@ -117,8 +162,9 @@ def test_replies_are_bounded_and_the_oldest_go_first(home: Path, entries: int, m
         assert state.used("acc") == 50, "what was charged is never forgotten"
 
 
-def test_the_file_is_private_and_in_wal_mode(home: Path, state: State) -> None:
-    settle(state, claim("a"))
+def test_the_file_is_private_and_in_wal_mode(home: Path) -> None:
+    with closing(opened(home)) as state:
+        settle(state, claim("a"))
     for file in home.glob("state.sqlite*"):
         assert file.stat().st_mode & 0o077 == 0, file.name
     with closing(sqlite3.connect(home / "state.sqlite")) as connection:
