@@ -261,7 +261,7 @@ def wait_until_alive(server: subprocess.Popen[bytes], url: str, log: Path) -> No
 
 def eval_options(options: argparse.Namespace) -> tuple[object, ...]:
     """Settings of the evaluation: short completions on the shipped problems, few questions for SmolLM2."""
-    length, limit = (96, options.eval_limit) if options.model == "tiny" else (200, options.eval_limit or 40)
+    length, limit = (96, options.eval_limit) if options.model == "tiny" else (200, options.eval_limit or 20)
     return "--max-new-tokens", length, *(("--limit", limit) if limit else ())
 
 
