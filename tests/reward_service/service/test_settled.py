@@ -196,3 +196,21 @@ async def test_a_database_that_does_not_answer_is_503(
                 assert "secret" not in reply.text
         assert list(read_records(live.home)) == []
         assert (await live.score(message(), headers=KEY)).status_code == 200
+
+
+async def test_what_a_replica_spent_meanwhile_is_withheld_and_the_audit_says_so(
+    open_service: Any, message: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_service() as live:
+        key = live.new_key(Scope.SCORE_COMPONENTS, budget=5)
+        assert (await live.score(message(), key=key)).status_code == 200
+
+        async def nothing(account: str) -> int:
+            return 0  # as it was before another replica charged its reply
+
+        monkeypatch.setattr(live.app.state.service.limits, "_used", nothing)
+        reply = await live.score(message(step=4), key=key, headers=KEY)
+        assert (reply.status_code, code_of(reply)) == (403, "budget_exhausted")
+        told = [(record["event"], record["cost"]) for record in read_records(live.home)]
+        assert told == [("score", 3), ("withheld", 0)]
+        assert used(live.home, key) == 3
