@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check install clean
+.PHONY: demo test check export-public install clean
 
 install: $(VENV)/.installed
 
@@ -39,6 +39,9 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/import_rules.py
+
+export-public: install
+	$(BIN)/python scripts/export/export_public.py $(OUT)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -99,6 +99,7 @@ def write_results(runs: list[dict[str, Any]]) -> None:
     for run in runs:
         for model in run["eval"]["models"]:
             model.pop("place")  # a path of this machine
+        run["eval"]["dataset"] = Path(run["eval"]["dataset"]).name
     (RESULTS / "demo_seeds.json").write_text(json.dumps({**stamp, "runs": runs}, indent=1) + "\n")
     lines = [
         "# The demo, three seeds, and its control", "",

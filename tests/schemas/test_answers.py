@@ -233,25 +233,27 @@ UNITS = [
     "e1", "1:",
     "|", ", ",
 ]  # fmt: skip
+# No measure of speed: anything that backtracks takes minutes for a megabyte, anything linear about a second.
+HANG_S = 20.0
 FRAMES = [("", ""), ("Answer: ", ""), ("\\boxed{", "}"), ("", "\n#### "), ("#### 5\n", "\nAnswer: 5")]
 
 
 @pytest.mark.parametrize("unit", ["9,", "answer ", "#### 1 a\n", "\\boxed{", "\n", "=5", "<think>", "1 000 "])
-def test_a_megabyte_in_one_statement_takes_well_under_a_second(unit: str) -> None:
+def test_a_megabyte_in_one_statement_is_read_without_blowing_up(unit: str) -> None:
     text = "Answer: " + unit * (1_000_000 // len(unit))
     started = time.thread_time()
     extract_answer(text)
-    assert time.thread_time() - started < 0.9
+    assert time.thread_time() - started < HANG_S
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("frame", FRAMES, ids=str)
-def test_a_megabyte_of_anything_takes_well_under_a_second(frame: tuple[str, str]) -> None:
+def test_a_megabyte_of_anything_is_read_without_blowing_up(frame: tuple[str, str]) -> None:
     for unit in UNITS:
         text = frame[0] + unit * (1_000_000 // len(unit)) + frame[1]
         started = time.thread_time()
         extract_answer(text)
-        assert time.thread_time() - started < 0.9, unit
+        assert time.thread_time() - started < HANG_S, unit
 
 
 @pytest.mark.slow
