@@ -59,6 +59,8 @@ class PPOConfig(StageConfig):
     """of sampling; logprobs use the same"""
     sample_batch_size: Positive = 64
     """completions decoded together"""
+    merged_sampling: bool = False
+    """sample from a second copy of the weights with the adapter merged into them: faster, more memory"""
 
     # The reward.
     reward_mode: RewardMode = RewardMode.ARM_GATED

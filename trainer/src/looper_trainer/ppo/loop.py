@@ -84,6 +84,7 @@ def run(config: PPOConfig) -> None:
         UserError: bad input, or a reward service that stays away; progress is saved and `--resume` goes on.
     """
     from looper_trainer.reward_client import RewardClient
+    from looper_trainer.sampling.merged import MergedSampler
     from looper_trainer.sampling.transformers import TransformersSampler
 
     data = read_data(config)
@@ -97,7 +98,8 @@ def run(config: PPOConfig) -> None:
     ) as client:
         client.info()  # a wrong URL or key should end the run before a model is loaded
         policy, tokenizer = Policy.load(config)
-        sampler = TransformersSampler(policy.model, tokenizer, batch_size=config.sample_batch_size)
+        engine = MergedSampler if config.merged_sampling else TransformersSampler
+        sampler = engine(policy.model, tokenizer, batch_size=config.sample_batch_size)
         train(config, data, policy, sampler, client)
     if config.merge:
         del policy, sampler
