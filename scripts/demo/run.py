@@ -222,8 +222,8 @@ def reward_server(options: argparse.Namespace) -> Iterator[dict[str, str]]:
         key_file.write_text(secrets.token_urlsafe(32))
         key_file.chmod(0o600)
         command = [
-            *module("looper_trainer.testing"), "--port", str(port), "--mode", options.reward,
-            "--key", key_file.read_text(), "--seed", str(options.seed),
+            *module("looper_trainer.testing"), "--port", str(port), "--key", key_file.read_text(),
+            "--seed", str(options.seed), *getattr(options, "fake", ("--mode", options.reward)),
         ]  # fmt: skip
     console.rule("[bold]reward service", align="left")
     with (options.out / "logs/service.log").open("a", encoding="utf-8") as log:

@@ -214,6 +214,18 @@ def test_patience_ends_a_run_whose_dev_accuracy_stands_still_and_the_best_is_kep
     assert not any(w.any() for n, w in policy.model.named_parameters() if "lora_B" in n)
 
 
+def test_a_run_out_of_minutes_is_saved_evaluated_and_goes_on_with_resume(
+    ppo_config: PPOConfig, problems: list[Problem]
+) -> None:
+    settings = {"steps": 3, "eval_every": 3, "save_every": 3, "dev_file": Path("dev")}
+    config = ppo_config.model_copy(update=settings | {"max_minutes": 1e-9})
+    go(config, problems, CountingScorer(), dev=2)
+    assert [(line["step"], "dev_accuracy" in line) for line in metrics_of(config)] == [(0, True), (1, True)]
+    resumed = config.model_copy(update={"max_minutes": None, "resume": True})
+    go(resumed, problems, CountingScorer(), dev=2)
+    assert [line["step"] for line in metrics_of(config)] == [0, 1, 2, 3]
+
+
 def test_the_critic_learns_alone_for_the_first_steps(ppo_config: PPOConfig, problems: list[Problem]) -> None:
     config = ppo_config.model_copy(update={"critic_warmup_steps": 2, "steps": 3})
     go(config, problems, CountingScorer("aeiou"))

@@ -97,6 +97,7 @@ class FakeRewardServer:
         mode: "correct" or "random" rewards.
         key: a key that may see everything.
         seed: of the random rewards.
+        noise: random share of a right completion's reward, which lies in [1, 1 + noise] in mode "correct".
         port: 0 for any free one.
         scorer_id: what it calls its scorer.
         reward_key: another key, which may see rewards only.
@@ -115,6 +116,7 @@ class FakeRewardServer:
         *,
         key: str = "test-key",
         seed: int = 0,
+        noise: float = 0.0,
         port: int = 0,
         scorer_id: str | None = None,
         reward_key: str | None = None,
@@ -123,7 +125,8 @@ class FakeRewardServer:
         self.mode = mode
         self.key = key
         self.seed = seed
-        self.scorer_id = scorer_id or f"fake-{mode}-{seed}"
+        self.noise = noise
+        self.scorer_id = scorer_id or f"fake-{mode}-{seed}" + (f"-noise-{noise}" if noise else "")
         self.reward_key = reward_key
         self.limits = limits
         self.faults = Faults()
@@ -169,7 +172,7 @@ class FakeRewardServer:
             scorer_id=self.scorer_id,
             limits=self.limits,
             reward_modes=tuple(RewardMode),
-            ranges={mode.value: RewardRange(low=WRONG, high=RIGHT) for mode in RewardMode},
+            ranges={mode.value: RewardRange(low=WRONG, high=RIGHT + self.noise) for mode in RewardMode},
         )
 
     def allowed(self, key: str) -> Disclosure | None:
@@ -249,7 +252,9 @@ class FakeRewardServer:
             draw = _uniform(self.seed, question.question, _text(arm))
             return RIGHT if draw < 0.5 else WRONG
         correct = _is_correct(question, arm)
-        return 0.0 if correct is None else (RIGHT if correct else WRONG)
+        if not correct:
+            return 0.0 if correct is None else WRONG
+        return RIGHT + self.noise * _uniform(self.seed, question.question, _text(arm))
 
     def _scores(self, question: Question) -> Scores:
         """Opaque numbers in range: stand-ins that a client may only carry."""
@@ -392,9 +397,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--mode", choices=("correct", "random"), default="correct", help="which rewards")
     parser.add_argument("--key", required=True, help="the API key it accepts")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random rewards")
+    parser.add_argument("--noise", type=float, default=0.0, help="random share of a right one's reward")
     arguments = parser.parse_args(argv)
     with FakeRewardServer(
-        arguments.mode, key=arguments.key, seed=arguments.seed, port=arguments.port
+        arguments.mode, key=arguments.key, seed=arguments.seed, noise=arguments.noise, port=arguments.port
     ) as server:
         print(server.url, flush=True)
         try:

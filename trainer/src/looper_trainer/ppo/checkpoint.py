@@ -28,6 +28,7 @@ FREE_ON_RESUME = frozenset(
         "resume",
         "steps",
         "patience",
+        "max_minutes",
         "save_every",
         "keep_checkpoints",
         "merge",

@@ -127,6 +127,8 @@ class PPOConfig(StageConfig):
     """of dev_file, the first N; 0: all"""
     patience: Count = 0
     """evaluations without a better accuracy that end the run; 0: never"""
+    max_minutes: Rate | None = None
+    """end the run after the step in which so many minutes are over; --resume goes on"""
     save_every: Positive = 10
     """steps between checkpoints"""
     keep_checkpoints: Positive = 2

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -128,6 +129,7 @@ def train(config: PPOConfig, data: Data, policy: Policy, sampler: Sampler, score
     Raises:
         UserError: see `run`.
     """
+    deadline = time.monotonic() + 60 * (config.max_minutes or float("inf"))
     optimizer = make_optimizer(policy, config)
     state = TrainState(step=0, kl_coef=config.kl_coef, scorer_id=scorer.info().scorer_id)
     if config.resume:
@@ -143,7 +145,8 @@ def train(config: PPOConfig, data: Data, policy: Policy, sampler: Sampler, score
                 state = replace(state, best_step=0, best_accuracy=accuracy)
                 log.step({"step": 0, "policy_version": 0, "dev_accuracy": accuracy})
             save_checkpoint(state, policy, optimizer, config)
-        while state.step < config.steps and not _out_of_patience(state, config):
+        last = state.step == config.steps or _out_of_patience(state, config)
+        while not last:
             try:
                 metrics = train_step(state, config, data, policy, sampler, scorer, optimizer, log)
             except RewardError as error:
@@ -155,14 +158,15 @@ def train(config: PPOConfig, data: Data, policy: Policy, sampler: Sampler, score
                 ) from error
             state = replace(state, step=state.step + 1, kl_coef=metrics["next_kl_coef"])
             improved = False
-            if data.dev and (state.step % config.eval_every == 0 or state.step == config.steps):
+            last = state.step == config.steps or time.monotonic() >= deadline
+            if data.dev and (state.step % config.eval_every == 0 or last):
                 watch = Stopwatch()
                 with watch.part("eval"):
                     metrics["dev_accuracy"] = greedy_accuracy(sampler, data.dev, config.max_new_tokens)
                 metrics["seconds"] |= watch.rounded()
                 state, improved = _after_evaluation(state, metrics["dev_accuracy"])
             log.step(metrics)
-            last = state.step == config.steps or _out_of_patience(state, config)
+            last = last or _out_of_patience(state, config)
             if improved or last or state.step % config.save_every == 0:
                 save_checkpoint(state, policy, optimizer, config)
         chosen = export(state, policy, config)

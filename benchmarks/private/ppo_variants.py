@@ -1,0 +1,224 @@
+"""PPO from one SFT model under several rewards and seeds: does it learn, and what in the reward matters?
+
+    python benchmarks/private/ppo_variants.py --sft DIR --train F --dev F --test F --config TOML --out DIR \
+        --runs arm_gated:0 arm_gated:1 correctness:0 [--jobs N] [--devices 0 1] [--set steps=100 ...]
+
+Every run starts a reward service of its own (a process with a fresh key), trains with `looper ppo` and asks
+the SFT model and the trained one every question of `--test` with `looper-eval`. The variants, on one scale:
+
+    arm_gated, arm, question   the service's reward modes
+    correctness                the service without coherence
+    coherence                  the service without correctness (mode arm)
+    random_coherence           correctness, and for a right completion random numbers in coherence's place
+    random                     random numbers for everything
+
+Finished runs are not repeated. `--dev` picks each run's checkpoint; the comparison is on `--test` alone.
+Prints and writes `<out>/variants.{json,md}`: accuracies, paired differences, and every run's curve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import queue
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts/demo"))
+
+import run as demo  # noqa: E402
+
+WITHOUT_COHERENCE = "[scorer.reward]\ncoherence = 0.0\n"
+WITHOUT_CORRECTNESS = "[scorer.reward]\ncorrect = 0.0\nwrong = 0.0\n"
+COHERENCE_WEIGHT = 0.7
+# variant -> (reward mode, settings of the private service, or arguments of the public fake server)
+VARIANTS: dict[str, tuple[str, str | list[str]]] = {
+    "arm_gated": ("arm_gated", ""),
+    "arm": ("arm", ""),
+    "question": ("question", ""),
+    "correctness": ("arm", WITHOUT_COHERENCE),
+    "coherence": ("arm", WITHOUT_CORRECTNESS),
+    "random_coherence": ("arm", ["--mode", "correct", "--noise", str(COHERENCE_WEIGHT)]),
+    "random": ("arm", ["--mode", "random"]),
+}
+CURVE = (
+    "step", "correct_rate", "reward_mean", "s_end", "s_path", "s_cf", "s_wm", "kl_k1_per_completion",
+    "entropy", "explained_variance", "length_mean", "truncation_rate", "distinct_answers_mean",
+    "clip_fraction", "update_kl_k3", "dev_accuracy", "seconds",
+)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing, then write the tables."""
+    options = parse(argv)
+    runs = [(name, int(seed)) for name, _, seed in (run.partition(":") for run in options.runs)]
+    devices: queue.Queue[str] = queue.Queue()
+    for job in range(options.jobs):
+        devices.put(options.devices[job % len(options.devices)] if options.devices else "")
+
+    def one(run: tuple[str, int]) -> None:
+        device = devices.get()
+        try:
+            train_and_evaluate(options, *run, device)
+        except (subprocess.CalledProcessError, OSError) as error:
+            print(f"{run[0]}-{run[1]}: failed: {error}", flush=True)
+        finally:
+            devices.put(device)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(one, runs))
+    write_results(options)
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name in ("sft", "train", "dev", "test", "config", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--runs", nargs="*", default=[], metavar="VARIANT:SEED")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--devices", nargs="*", default=[], help="GPU numbers, shared out among the jobs")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of looper ppo")
+    parser.add_argument("--label", default="", help="put before the name of every run")
+    parser.add_argument("--service-device", default="cpu", help="where the service embeds")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="of the evaluation")
+    parser.add_argument("--eval-batch", type=int, default=32)
+    parser.add_argument("--commit", default=None)
+    return parser.parse_args(argv)
+
+
+def train_and_evaluate(options: argparse.Namespace, variant: str, seed: int, device: str) -> None:
+    """One run: its service, `looper ppo`, `looper-eval run`.
+
+    Raises:
+        subprocess.CalledProcessError: a stage failed; its log is in the run's folder.
+    """
+    name = "-".join(filter(None, (options.label, variant, str(seed))))
+    out = options.out / name
+    if (out / "eval/summary.json").is_file():
+        return
+    mode, reward = VARIANTS[variant]
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    environment = {"OMP_NUM_THREADS": "2"} | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
+    server = argparse.Namespace(out=out, service=None, reward=None, seed=seed)
+    if isinstance(reward, str):
+        settings = out / "service-settings.toml"
+        settings.write_text(f'[scorer]\nembedding_device = "{options.service_device}"\n{reward}')
+        server.service = f"{sys.executable} scripts/demo/private_service.py --settings {settings}"
+    else:
+        server.fake = reward
+    began = time.monotonic()
+    with demo.reward_server(server) as client:
+        ppo = [
+            *demo.module("looper_trainer.cli"), "ppo", "--config", options.config, "--model", options.sft,
+            "--train-file", options.train, "--dev-file", options.dev, "--output", out / "ppo",
+            "--reward-mode", mode, "--seed", seed,
+        ]  # fmt: skip
+        for setting in options.set:
+            key, _, value = setting.partition("=")
+            ppo += ["--" + key.replace("_", "-"), value]
+        if (out / "ppo/checkpoints").exists():
+            ppo += ["--resume", "true"]
+        logged(out / "logs/ppo.log", ppo, environment | client)
+    evaluate = [
+        *demo.module("looper_eval.cli"), "run", "--model", f"sft={options.sft}",
+        "--model", f"ppo={out / 'ppo/merged'}", "--dataset", options.test, "--out", out / "eval",
+        "--max-new-tokens", options.max_new_tokens, "--batch-size", options.eval_batch,
+    ]  # fmt: skip
+    logged(out / "logs/eval.log", evaluate, environment)
+    (out / "seconds").write_text(f"{time.monotonic() - began:.0f}")
+    write_results(options)
+
+
+def logged(log: Path, command: Sequence[object], environment: dict[str, str]) -> None:
+    """Run `command` with its output in `log`."""
+    with log.open("a", encoding="utf-8") as file:
+        subprocess.run(
+            [str(word) for word in command], cwd=ROOT, check=True, stdout=file, stderr=subprocess.STDOUT,
+            env=os.environ | demo.QUIET | environment,
+        )  # fmt: skip
+
+
+def write_results(options: argparse.Namespace) -> None:
+    """`variants.json` and `variants.md` of every finished run in `--out`."""
+    found = [result(path.parents[1]) for path in sorted(options.out.glob("*/eval/summary.json"))]
+    stamp = {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "commit": options.commit or git_commit(),
+        "test": options.test.name,
+    }
+    (options.out / "variants.json").write_text(json.dumps({**stamp, "runs": found}, indent=1) + "\n")
+    lines = [
+        "| run | SFT | PPO | PPO - SFT, points (95% interval) | exact McNemar p | n | steps | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+        *map(row, found),
+    ]
+    (options.out / "variants.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines), flush=True)
+
+
+def result(out: Path) -> dict[str, Any]:
+    """What is kept of one run."""
+    summary = json.loads((out / "eval/summary.json").read_text())
+    for model in summary["models"]:
+        model.pop("place", None)
+    lines = [json.loads(line) for line in (out / "ppo/metrics.jsonl").read_text().splitlines()]
+    return {
+        "run": out.name,
+        "seconds": int((out / "seconds").read_text()) if (out / "seconds").is_file() else None,
+        "models": summary["models"],
+        "pairs": summary["pairs"],
+        "n": summary["n"],
+        "settings": (out / "ppo/config.toml").read_text(),
+        "chosen": json.loads((out / "ppo/result.json").read_text())["from_step"],
+        "curve": [{key: line[key] for key in CURVE if line.get(key) is not None} for line in lines],
+    }
+
+
+def row(run: dict[str, Any]) -> str:
+    """One line of the table."""
+    accuracy = {model["name"]: f"{100 * model['accuracy']:.1f}%" for model in run["models"]}
+    pair = next(pair for pair in run["pairs"] if {pair["a"], pair["b"]} == {"sft", "ppo"})
+    low, high = (100 * bound for bound in pair["interval"])
+    return (
+        f"| {run['run']} | {accuracy['sft']} | {accuracy['ppo']} "
+        f"| {100 * pair['difference']:+.1f} ({low:+.1f}, {high:+.1f}) | {pair['p']:.2g} | {run['n']} "
+        f"| {run['curve'][-1]['step']} | {run['seconds']} |"
+    )
+
+
+def machine() -> str:
+    """The devices that the figures come from."""
+    try:
+        gpus = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True, text=True, check=True,
+        ).stdout.split("\n")  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        gpus = []
+    names = ", ".join(filter(None, gpus))
+    return f"{platform.machine()}, {os.cpu_count()} cores" + (f", {names}" if names else "")
+
+
+def git_commit() -> str:
+    """Commit of the tree that ran."""
+    return subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
