@@ -93,6 +93,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of looper ppo")
     parser.add_argument("--label", default="", help="put before the name of every run")
     parser.add_argument("--service-device", default="cpu", help="where the service embeds")
+    parser.add_argument("--service-settings", default="", help="TOML put first in its settings")
+    parser.add_argument("--service-backend", default="auto", help="how the service embeds")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="of the evaluation")
     parser.add_argument("--eval-batch", type=int, default=32)
     parser.add_argument("--commit", default=None)
@@ -115,7 +117,10 @@ def train_and_evaluate(options: argparse.Namespace, variant: str, seed: int, dev
     server = argparse.Namespace(out=out, service=None, reward=None, seed=seed)
     if isinstance(reward, str):
         settings = out / "service-settings.toml"
-        settings.write_text(f'[scorer]\nembedding_device = "{options.service_device}"\n{reward}')
+        settings.write_text(
+            f'{options.service_settings}\n[scorer]\nembedding_device = "{options.service_device}"\n'
+            f'embedding_backend = "{options.service_backend}"\n{reward}'
+        )
         server.service = f"{sys.executable} scripts/demo/private_service.py --settings {settings}"
     else:
         server.fake = reward
