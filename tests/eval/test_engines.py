@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from looper_eval.cli import main
-from looper_eval.engines import API_KEY_VARIABLE, Answer, EndpointEngine, cut_at_stop
+from looper_eval.endpoint import API_KEY_VARIABLE, EndpointEngine
+from looper_eval.engines import Answer, Ask, cut_at_stop
 from looper_eval.models import ModelSpec
 from looper_eval.settings import resolve_settings
 from looper_schemas.prompt import format_prompt
@@ -69,7 +70,9 @@ def server() -> Iterator[Server]:
 def ask(server: Server, preset: str, *questions: str) -> list[Answer]:
     engine = EndpointEngine(ModelSpec("m", server.url), resolve_settings(preset), concurrency=3)
     try:
-        return engine.answer(questions, seeds=range(len(questions)))
+        asks = [Ask(question, (seed,)) for seed, question in enumerate(questions)]
+        found = dict(pair for group in engine.answers([asks]) for pair in group)
+        return [answer for place in range(len(asks)) for answer in found[place]]
     finally:
         engine.close()
 

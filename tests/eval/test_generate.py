@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from looper_eval.dataset import EvalQuestion
-from looper_eval.engines import Answer
+from looper_eval.engines import Answer, Answered, Ask
 from looper_eval.generate import Unfinished, answer_all, grade, load_answers
 from looper_eval.settings import Settings
 from looper_trainer.errors import UserError
@@ -28,11 +28,18 @@ class RecordingEngine:
         self.calls: list[list[str]] = []
         self.closed = False
 
-    def answer(self, questions: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
-        self.calls.append(list(questions))
-        return [
-            Answer(f"{q} ü\nAnswer: #### {s % 10}", "stop", 9) for q, s in zip(questions, seeds, strict=True)
-        ]
+    def answers(self, batches: Sequence[Sequence[Ask]]) -> Iterator[Answered]:
+        place = 0
+        for batch in batches:
+            self.calls.append([ask.question for ask in batch])
+            yield [
+                (
+                    place + index,
+                    [Answer(f"{ask.question} ü\nAnswer: #### {seed % 10}", "stop", 9) for seed in ask.seeds],
+                )
+                for index, ask in enumerate(batch)
+            ]
+            place += len(batch)
 
     def close(self) -> None:
         self.closed = True
@@ -126,10 +133,10 @@ def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
 
     class Nested(RecordingEngine):
-        def answer(self, questions: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
+        def answers(self, batches: Sequence[Sequence[Ask]]) -> Iterator[Answered]:
             with pytest.raises(UserError, match="another looper-eval run is writing it"):
                 run(path)
-            return super().answer(questions, seeds)
+            return super().answers(batches)
 
     engine = Nested()
     answer_all(path, QUESTIONS[:1], SETTINGS, DIGEST, lambda: engine, batch_size=1)

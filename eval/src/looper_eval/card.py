@@ -74,11 +74,16 @@ model-index:
 
 ## How this was measured
 
-{summary.n} questions of {tables.dataset_name(summary)} (digest {summary.dataset_digest[:16]}), one call each,
-{decoding}, at most {settings.max_new_tokens} new tokens, prompt preset `{settings.preset}`,
-{len(settings.shots)} worked examples. An answer counts when the number it finally states equals the gold one;
-{missed}, and all of these count as wrong. Intervals are Wilson's; models are compared question by question.
+{summary.n} questions of {tables.dataset_name(summary)} (digest {summary.dataset_digest[:16]}),
+{tables.calls(summary)}, {decoding}, at most {settings.max_new_tokens} new tokens,
+prompt preset `{settings.preset}`, {len(settings.shots)} worked examples. An answer counts when the number it
+finally states equals the gold one; {missed}, and all of these
+count as wrong. Intervals are {tables.intervals(summary)}; models are compared question by question.
 Measured with looper-eval {version("looper-eval")}.
+
+## Training data and the evaluation set
+
+{_contamination(summary, name)}
 
 ## Limits
 
@@ -86,3 +91,18 @@ The figures hold for this dataset, this prompt and this decoding. They say nothi
 mathematics, about other languages, or about whether the reasoning before a right answer is right. A reward
 model that was used in training, if it is private, is not part of this release and cannot be rebuilt from it.
 """
+
+
+def _contamination(summary: Summary, name: str) -> str:
+    found = summary.contamination.get(name)
+    if found is None:
+        return "The checkpoint does not record what it was trained on, so this was not checked."
+    exact, masked, ngram = (found.touched[kind] for kind in ("exact", "masked", "ngram"))
+    text = (
+        f"Of the {found.questions} evaluation questions, {exact} stand in the training data word for word, "
+        f"{masked} more with other numbers, and {ngram} more share 13 words in a row with a "
+        "training question."
+    )
+    if found.digests_only:
+        text += " Of part of the training data only digests were at hand, which tell equal questions alone."
+    return text

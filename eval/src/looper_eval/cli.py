@@ -1,4 +1,4 @@
-"""`looper-eval run | compare | report | card | contamination`.
+"""`looper-eval run | compare | report | card | contamination | import`.
 
 A failure that users can mend is one line and exit code 2.
 """
@@ -32,12 +32,23 @@ def _run(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from looper_eval.dataset import load_dataset
+    from looper_eval.engines import EngineOptions
     from looper_eval.models import parse_models
     from looper_eval.run import RunOptions, run
     from looper_eval.settings import Shot, resolve_settings
 
     if options.batch_size < 1:
         raise UserError(f"--batch-size is {options.batch_size}; ask at least one question at a time")
+    if options.samples < 1:
+        raise UserError(f"--samples is {options.samples}; ask for at least one answer")
+    if options.coherence is not None and options.coherence < 2:
+        raise UserError(f"--coherence is {options.coherence}; samples agree or not from two on")
+    vllm = {}
+    for text in options.vllm:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--vllm {text}: write KEY=VALUE, for example --vllm max_model_len=4096")
+        vllm[key] = value
     shots = None
     if options.few_shot:
         examples = load_dataset(options.few_shot, options.shots).questions
@@ -55,6 +66,8 @@ def _run(options: argparse.Namespace) -> None:
         top_p=options.top_p,
         seed=options.seed,
         dtype=options.dtype,
+        engine=options.engine,
+        stop=tuple(options.stop) if options.stop else None,
     )
     console = Console()
     run_options = RunOptions(
@@ -63,8 +76,10 @@ def _run(options: argparse.Namespace) -> None:
         out=options.out,
         settings=settings,
         limit=options.limit,
-        batch_size=options.batch_size,
-        device=options.device,
+        samples=options.samples,
+        coherence=options.coherence,
+        coherence_temperature=options.coherence_temperature,
+        engine=EngineOptions(device=options.device, batch_size=options.batch_size, vllm=vllm),
     )
     _print(run(run_options, console))
 
@@ -129,11 +144,27 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
     run.add_argument(
         "--model", action="append", default=[], metavar="NAME=PLACE",
-        help="checkpoint folder, hub name, or URL#MODEL of an OpenAI-compatible endpoint; repeat for each",
+        help="checkpoint folder, LoRA adapter folder (ADAPTER or ADAPTER@BASE), hub name, or URL#MODEL of an "
+        "OpenAI-compatible endpoint; repeat for each",
     )  # fmt: skip
     run.add_argument("--dataset", required=True, help="JSONL file or hub name, e.g. madrylab/gsm8k-platinum")
     run.add_argument("--out", type=Path, required=True, help="folder of results; the same command resumes it")
     run.add_argument("--preset", default="looper", help=f"how to ask: {', '.join(PRESETS)} (default: looper)")
+    run.add_argument("--engine", help="for local weights: transformers (default), vllm or vllm-in-process")
+    run.add_argument(
+        "--vllm", action="append", default=[], metavar="KEY=VALUE",
+        help="setting of vLLM, e.g. python=INTERPRETER, max_model_len=4096, compilation=graphs, or "
+        "urls=http://127.0.0.1:8000 for a server that runs already; repeat for each",
+    )  # fmt: skip
+    run.add_argument("--samples", type=int, default=1, help="answers to each question (default: 1)")
+    run.add_argument(
+        "--coherence", type=int, metavar="K",
+        help="also draw K samples a question and have the reward service of LOOPER_REWARD_URL score them",
+    )  # fmt: skip
+    run.add_argument(
+        "--coherence-temperature", type=float, default=0.7, metavar="T",
+        help="of those samples where the run is greedy (default: 0.7)",
+    )  # fmt: skip
     run.add_argument("--limit", type=int, help="ask the first N questions only")
     run.add_argument("--batch-size", type=int, default=32, help="questions asked together (default: 32)")
     run.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -145,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--chat", action="store_true", default=None, help="use the model's chat template")
     run.add_argument("--system", help="system prompt (with --chat)")
     run.add_argument("--template", help="prompt with {q} in the place of the question")
+    run.add_argument("--stop", action="append", help="text that ends an answer; repeat for each")
     run.add_argument(
         "--few-shot", metavar="FILE", help="JSONL of worked examples to put before each question"
     )

@@ -8,6 +8,7 @@ questions that were only renumbered. `ngram`: 13 words in a row are shared, the 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -26,10 +27,14 @@ class Hit(NamedTuple):
     shared: str
 
 
-def find_contamination(train: Sequence[EvalQuestion], evaluation: Sequence[EvalQuestion]) -> list[Hit]:
+def find_contamination(
+    train: Sequence[EvalQuestion], evaluation: Sequence[EvalQuestion], most: int | None = None
+) -> list[Hit]:
     """Every pair of a training and an evaluation question that match, most certain first.
 
-    A pair is listed once. Time is linear in the number of words, plus the number of hits.
+    A pair is listed once. `most` bounds the `masked` and the `ngram` hits of one evaluation question: sets
+    made from few templates match each other in millions of pairs. Time is linear in the number of words, plus
+    the number of hits.
     """
     exact: dict[tuple[str, ...], list[str]] = {}
     masked: dict[tuple[str, ...], list[str]] = {}
@@ -41,15 +46,25 @@ def find_contamination(train: Sequence[EvalQuestion], evaluation: Sequence[EvalQ
         for gram in _ngrams(words):
             ngrams.setdefault(gram, set()).add(item.id)
     hits: dict[tuple[str, str], Hit] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+
+    def add(kind: Literal["masked", "ngram"], eval_id: str, train_id: str, shared: tuple[str, ...]) -> None:
+        if (eval_id, train_id) not in hits and (most is None or counts[kind, eval_id] < most):
+            hits[eval_id, train_id] = Hit(kind, eval_id, train_id, " ".join(shared))
+            counts[kind, eval_id] += 1
+
     for item in train:
         words = _words(item.question)
         for eval_id in exact.get(words, ()):
             hits[eval_id, item.id] = Hit("exact", eval_id, item.id, " ".join(words))
         for eval_id in masked.get(_masked(words), ()):
-            hits.setdefault((eval_id, item.id), Hit("masked", eval_id, item.id, " ".join(_masked(words))))
+            add("masked", eval_id, item.id, _masked(words))
         for gram in _ngrams(words):
-            for eval_id in sorted(ngrams.get(gram, ())):
-                hits.setdefault((eval_id, item.id), Hit("ngram", eval_id, item.id, " ".join(gram)))
+            found = ngrams.get(gram)
+            for eval_id in sorted(found or ()):
+                add("ngram", eval_id, item.id, gram)
+            if found and most is not None:
+                found -= {one for one in found if counts["ngram", one] >= most}
     order = {"exact": 0, "masked": 1, "ngram": 2}
     return sorted(hits.values(), key=lambda hit: order[hit.kind])
 

@@ -1,41 +1,55 @@
-"""Engines answer prompts: a `transformers` checkpoint in this process, or an OpenAI-compatible endpoint."""
+"""What answers questions: the protocol of engines, and the choice among them.
+
+`transformers` answers in this process, in fixed batches; `vllm` through a supervised or given vLLM server;
+`vllm-in-process` with vLLM's own engine; a place `URL#MODEL` is asked over OpenAI's HTTP interface. All of
+them hand over each answer as soon as they have it, so that an interruption loses little.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
-
-import httpx
-import stamina
 
 from looper_eval.models import ModelSpec
 from looper_eval.settings import Settings
 from looper_trainer.errors import UserError
-from looper_trainer.sampling.base import SamplingParams
 
 if TYPE_CHECKING:
-    from looper_trainer.sampling.transformers import TransformersSampler
+    from looper_trainer.sampling.vllm import VLLMSettings
 
-API_KEY_VARIABLE = "LOOPER_EVAL_API_KEY"
-_ATTEMPTS = 6
-_TIMEOUT = httpx.Timeout(600.0, connect=10.0)
+_LOCAL = "answering with a local checkpoint needs `pip install 'looper-eval[local]'`"
+
+
+class Ask(NamedTuple):
+    """A question, with one seed for each answer that is wanted to it."""
+
+    question: str
+    seeds: tuple[int, ...]
 
 
 class Answer(NamedTuple):
-    """One completion: its text without special tokens, why it ended, its length in tokens where known."""
+    """One completion: its text without special tokens, why it ended (None: not told), its tokens if known."""
 
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length"] | None
     tokens_out: int | None
 
 
-class Engine(Protocol):
-    """Answers one batch of questions."""
+Answered = list[tuple[int, list[Answer]]]
+"""(place of an ask, counted through all batches; its answers in the order of its seeds)."""
 
-    def answer(self, questions: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
-        """One answer to each question, in order."""
+
+class Engine(Protocol):
+    """Answers questions."""
+
+    def answers(self, batches: Sequence[Sequence[Ask]]) -> Iterator[Answered]:
+        """The answers to every ask, as soon as they are whole, in any order.
+
+        An engine whose answers depend on their company (padding moves the last bits of logits) answers
+        batch by batch; others take all batches as one. What was answered before a failure is handed over
+        before the failure is raised.
+        """
         ...
 
     def close(self) -> None:
@@ -43,22 +57,66 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(spec: ModelSpec, settings: Settings, *, device: str, batch_size: int) -> Engine:
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a model is run, as far as it changes no answer beyond float rounding."""
+
+    device: str = "auto"
+    batch_size: int = 32
+    vllm: dict[str, Any] = field(default_factory=dict)
+    """Fields of `VLLMSettings`."""
+
+
+def open_engine(spec: ModelSpec, settings: Settings, options: EngineOptions) -> Engine:
     """The engine that answers for `spec`, with the model loaded.
 
     Raises:
         UserError: the model cannot be loaded or the endpoint is not one.
     """
     if spec.is_endpoint:
-        return EndpointEngine(spec, settings, concurrency=batch_size)
+        from looper_eval.endpoint import EndpointEngine
+
+        return EndpointEngine(spec, settings, concurrency=options.batch_size)
     try:
-        from looper_trainer.sampling.transformers import load_sampler
-    except ImportError:
-        raise UserError(
-            "answering with a local checkpoint needs `pip install 'looper-eval[local]'`"
-        ) from None
-    sampler = load_sampler(spec.place, device=device, dtype=settings.dtype, batch_size=batch_size)
-    return TransformersEngine(sampler, settings)
+        if settings.engine == "transformers":
+            from looper_eval.local import open_local
+
+            return open_local(spec, settings, device=options.device, batch_size=options.batch_size)
+        if settings.engine == "vllm":
+            from looper_eval.served import ServedEngine
+
+            return ServedEngine(spec, settings, vllm_settings(options, settings))
+        from looper_eval.in_process import open_in_process
+
+        return open_in_process(spec, settings, vllm_settings(options, settings))
+    except ImportError as error:
+        if settings.engine == "vllm-in-process" and (error.name or "").partition(".")[0] == "vllm":
+            raise UserError(
+                "no vLLM in this interpreter: pip install 'looper-trainer[vllm]', or use --engine vllm "
+                "with --vllm python=INTERPRETER"
+            ) from None
+        raise UserError(_LOCAL) from None
+
+
+def vllm_settings(options: EngineOptions, settings: Settings) -> VLLMSettings:
+    """vLLM's settings from `--vllm KEY=VALUE` texts.
+
+    Raises:
+        UserError: an unknown key or a value out of range.
+    """
+    from pydantic import ValidationError
+
+    from looper_trainer.sampling.vllm import VLLMSettings
+
+    values: dict[str, Any] = {"max_num_seqs": 256, "connections": 256, "dtype": settings.dtype}
+    for key, value in options.vllm.items():
+        values[key] = tuple(value.split(",")) if key in {"urls", "extra_args"} else value
+    try:
+        return VLLMSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"--vllm {where}: {first['msg']}") from None
 
 
 def cut_at_stop(answer: Answer, stop: Sequence[str]) -> Answer:
@@ -67,113 +125,21 @@ def cut_at_stop(answer: Answer, stop: Sequence[str]) -> Answer:
     return Answer(answer.text[: min(places)], "stop", answer.tokens_out) if places else answer
 
 
-class TransformersEngine:
-    """Answers from a sampler of this process."""
-
-    def __init__(self, sampler: TransformersSampler, settings: Settings) -> None:
-        self._sampler = sampler
-        self._settings = settings
-        if settings.chat and not getattr(sampler.tokenizer, "chat_template", None):
-            raise UserError("this model's tokenizer has no chat template; leave --chat and chat presets out")
-
-    def answer(self, questions: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
-        """See `Engine.answer`."""
-        settings = self._settings
-        params = SamplingParams(settings.max_new_tokens, settings.temperature, settings.top_p)
-        groups = self._sampler.sample(
-            [self._encode(text) for text in questions], params, [[seed] for seed in seeds]
-        )
-        answers = [Answer(one.text, one.finish_reason, len(one.token_ids)) for (one,) in groups]
-        return [cut_at_stop(answer, settings.stop) for answer in answers]
-
-    def close(self) -> None:
-        """Drop the model, so that the next one finds its memory free."""
-        del self._sampler
-
-    def _encode(self, question: str) -> list[int]:
-        if not self._settings.chat:
-            return self._sampler.encode(self._settings.prompt(question))
-        # The template writes the special tokens itself.
-        ids: list[int] = self._sampler.tokenizer.apply_chat_template(
-            self._settings.messages(question), add_generation_prompt=True, tokenize=True, return_dict=False
+def encode(tokenizer: Any, settings: Settings, question: str, eos_ids: frozenset[int]) -> list[int]:
+    """Token ids of the prompt that asks `question`; a chat template writes its special tokens itself."""
+    ids: list[int]
+    if settings.chat:
+        ids = tokenizer.apply_chat_template(
+            settings.messages(question), add_generation_prompt=True, tokenize=True, return_dict=False
         )
         return ids
+    ids = tokenizer(settings.prompt(question))["input_ids"]
+    while len(ids) > 1 and ids[-1] in eos_ids:  # some tokenizers append EOS
+        ids = ids[:-1]
+    return ids
 
 
-class EndpointEngine:
-    """Answers from an OpenAI-compatible server, one question a request, up to `concurrency` at a time.
-
-    The place is `URL#MODEL`, for example `http://127.0.0.1:8000/v1#ppo`. Transport errors, 408, 429 and 5xx
-    are tried again with jitter; an API key is read from the environment.
-    """
-
-    def __init__(self, spec: ModelSpec, settings: Settings, *, concurrency: int) -> None:
-        url, _, model = spec.place.partition("#")
-        if not model:
-            raise UserError(
-                f"model {spec.name}: write an endpoint as URL#MODEL, e.g. http://127.0.0.1:8000/v1#my-model"
-            )
-        self._spec, self._settings, self._model = spec, settings, model
-        key = os.environ.get(API_KEY_VARIABLE)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(base_url=url.rstrip("/") + "/", headers=headers, timeout=_TIMEOUT)
-        self._threads = ThreadPoolExecutor(max_workers=concurrency)
-
-    def answer(self, questions: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
-        """See `Engine.answer`."""
-        return list(self._threads.map(self._one, questions, seeds))
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._threads.shutdown(cancel_futures=True)
-        self._client.close()
-
-    def _one(self, question: str, seed: int) -> Answer:
-        settings = self._settings
-        body: dict[str, Any] = {
-            "model": self._model,
-            "max_tokens": settings.max_new_tokens,
-            "temperature": settings.temperature,
-            "top_p": settings.top_p,
-            "seed": seed % 2**31,
-        }
-        if settings.stop:
-            body["stop"] = list(settings.stop)
-        if settings.chat:
-            reply = self._post("chat/completions", body | {"messages": settings.messages(question)})
-        else:
-            reply = self._post("completions", body | {"prompt": settings.prompt(question)})
-        try:
-            choice = reply["choices"][0]
-            text = choice["message"]["content"] if settings.chat else choice["text"]
-            tokens = reply.get("usage", {}).get("completion_tokens")
-            ended: Literal["stop", "length"] = "length" if choice.get("finish_reason") == "length" else "stop"
-        except (KeyError, IndexError, TypeError, AttributeError):
-            raise UserError(
-                f"model {self._spec.name}: the endpoint's reply is not an OpenAI completion"
-            ) from None
-        return cut_at_stop(
-            Answer(text or "", ended, tokens if isinstance(tokens, int) else None), settings.stop
-        )
-
-    def _post(self, route: str, body: dict[str, Any]) -> Any:
-        try:
-            for attempt in stamina.retry_context(on=_worth_retrying, attempts=_ATTEMPTS, timeout=None):
-                with attempt:
-                    response = self._client.post(route, json=body)
-                    response.raise_for_status()
-                    return response.json()
-        except httpx.HTTPStatusError as error:
-            status = error.response.status_code
-            raise UserError(
-                f"model {self._spec.name}: the endpoint answers {status} to {error.request.url}"
-            ) from None
-        except (httpx.HTTPError, ValueError) as error:
-            raise UserError(f"model {self._spec.name}: cannot reach {self._spec.place}: {error}") from None
-        raise AssertionError("unreachable: retry_context ends by return or raise")
-
-
-def _worth_retrying(error: Exception) -> bool:
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code in {408, 429} or error.response.status_code >= 500
-    return isinstance(error, httpx.TransportError)
+def require_chat_template(tokenizer: Any, settings: Settings) -> None:
+    """Refuse chat settings for a model that has no chat template."""
+    if settings.chat and not getattr(tokenizer, "chat_template", None):
+        raise UserError("this model's tokenizer has no chat template; leave --chat and chat presets out")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from looper_eval.dataset import Dataset, EvalQuestion
 from looper_eval.settings import Settings, changed_fields
@@ -26,6 +26,15 @@ class ModelEntry(BaseModel):
     identity: str
 
 
+class CoherenceEntry(BaseModel):
+    """The samples that were drawn for coherence, beside the recorded answers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: Annotated[int, Field(ge=2)]
+    settings: Settings
+
+
 class Manifest(BaseModel):
     """Contents of `run.json`. Models are in the order in which they are compared."""
 
@@ -34,6 +43,8 @@ class Manifest(BaseModel):
     dataset: str
     dataset_digest: str
     settings: Settings
+    samples: Annotated[int, Field(ge=1)] = 1
+    coherence: CoherenceEntry | None = None
     models: dict[str, ModelEntry]
 
     def digest(self, model: str) -> str:
@@ -41,13 +52,27 @@ class Manifest(BaseModel):
         return self.settings.digest(self.models[model].identity)
 
 
-def open_folder(out: Path, dataset: Dataset, settings: Settings, models: dict[str, ModelEntry]) -> Manifest:
+def open_folder(
+    out: Path,
+    dataset: Dataset,
+    settings: Settings,
+    models: dict[str, ModelEntry],
+    samples: int = 1,
+    coherence: CoherenceEntry | None = None,
+) -> Manifest:
     """Create `out`, or check that it may take these models' answers; then write its manifest and questions.
 
     Raises:
         UserError: `out` was made with another dataset, other settings or another model of the same name.
     """
-    wanted = Manifest(dataset=dataset.source, dataset_digest=dataset.digest, settings=settings, models=models)
+    wanted = Manifest(
+        dataset=dataset.source,
+        dataset_digest=dataset.digest,
+        settings=settings,
+        samples=samples,
+        coherence=coherence,
+        models=models,
+    )
     if (out / MANIFEST).exists():
         found = read_manifest(out)
         # A model without any answer binds nothing: its folder may have been mended since.
@@ -55,7 +80,8 @@ def open_folder(out: Path, dataset: Dataset, settings: Settings, models: dict[st
         if answered:
             found = found.model_copy(update={"models": answered})
             _refuse_mixing(out, found, wanted)
-            wanted = found.model_copy(update={"models": {**answered, **models}})
+            changes: dict[str, Any] = {"models": {**answered, **models}, "samples": samples}
+            wanted = found.model_copy(update=changes | {"coherence": coherence or found.coherence})
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is not a folder of looper-eval results; use a new --out")
     write_folder(out, wanted, dataset.questions)

@@ -11,6 +11,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from looper_trainer.errors import UserError
 
@@ -21,6 +22,7 @@ _WHOLE_FILE_BYTES = 64 * 2**20
 _PROBE_BYTES = 2**16
 _PROBES = 64
 _WEIGHTS = ("*.safetensors", "*.bin")
+_ADAPTER = "adapter_config.json"
 _IDENTITY_FILES = (*_WEIGHTS, "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 # Files beside a checkpoint that do not change what the model answers.
 _NOT_THE_MODEL = frozenset(
@@ -30,7 +32,10 @@ _NOT_THE_MODEL = frozenset(
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model under the name it has in tables: a checkpoint folder, a hub name, or `URL#MODEL`."""
+    """A model under the name it has in tables.
+
+    `place` is a checkpoint folder, a LoRA adapter's folder (or `ADAPTER@BASE`), a hub name, or `URL#MODEL`.
+    """
 
     name: str
     place: str
@@ -39,6 +44,50 @@ class ModelSpec:
     def is_endpoint(self) -> bool:
         """Whether the model answers over HTTP."""
         return self.place.startswith(("http://", "https://"))
+
+
+class Place(NamedTuple):
+    """Where a model's weights are: a folder or hub name, and the folder of the LoRA adapter over it."""
+
+    base: str
+    adapter: Path | None
+
+
+def locate(spec: ModelSpec) -> Place:
+    """What to load for `spec`: its own folder or name, or the base of an adapter's folder and the adapter.
+
+    `ADAPTER@BASE` names another base than the one that the adapter's configuration records.
+
+    Raises:
+        UserError: an adapter that names no base.
+    """
+    folder, _, base = spec.place.rpartition("@") if "@" in spec.place else (spec.place, "", "")
+    adapter = Path(folder)
+    if not (adapter / _ADAPTER).is_file() or (adapter / "config.json").is_file():
+        return Place(spec.place, None)
+    base = base or str(_adapter_config(adapter).get("base_model_name_or_path") or "")
+    if not base:
+        raise UserError(f"{adapter}: names no base model; write ADAPTER@BASE")
+    return Place(base, adapter)
+
+
+def adapter_rank(folder: Path) -> int:
+    """The largest rank of the LoRA adapter in `folder`."""
+    config = _adapter_config(folder)
+    try:
+        return max(int(config["r"]), *map(int, (config.get("rank_pattern") or {"": 0}).values()))
+    except (KeyError, ValueError, TypeError):
+        raise UserError(f"{folder}: its {_ADAPTER} states no rank, so it is no LoRA adapter") from None
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"{folder}: holds no readable {_ADAPTER}; name the folder of a LoRA adapter")
+    return config
 
 
 def parse_models(texts: list[str]) -> list[ModelSpec]:
@@ -54,7 +103,7 @@ def parse_models(texts: list[str]) -> list[ModelSpec]:
         name, equals, place = text.partition("=")
         if not equals or not place:
             raise UserError(f"--model {text}: write NAME=PATH, for example --model sft=checkpoints/sft")
-        if not _NAME.fullmatch(name) or name in RESERVED:
+        if not _NAME.fullmatch(name) or name in RESERVED or name.endswith((".samples", ".coherence")):
             raise UserError(
                 f"--model {text}: {name!r} cannot name a model; use letters, digits, '.', '_' and '-'"
             )
@@ -72,6 +121,10 @@ def identify(spec: ModelSpec) -> str:
     """
     if spec.is_endpoint:
         return f"endpoint:{spec.place}"
+    place = locate(spec)
+    if place.adapter is not None:
+        base = identify(ModelSpec(spec.name, place.base))
+        return f"adapter:{_folder_digest(place.adapter, config=_ADAPTER)}@{base}"
     folder = Path(spec.place)
     if folder.is_dir():
         return f"folder:{_folder_digest(folder)}"
@@ -82,10 +135,10 @@ def identify(spec: ModelSpec) -> str:
     return f"hub:{spec.place}@{_hub_commit(spec)}"
 
 
-def _folder_digest(folder: Path) -> str:
+def _folder_digest(folder: Path, config: str = "config.json") -> str:
     """Digest over the files that make the model; of large ones, size and 64 evenly spaced blocks."""
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: holds no config.json, so it is no model checkpoint; name its folder")
+    if not (folder / config).is_file():
+        raise UserError(f"{folder}: holds no {config}, so it is no model checkpoint; name its folder")
     if not any(file for pattern in _WEIGHTS for file in folder.glob(pattern)):
         raise UserError(f"{folder}: holds no model weights (*.safetensors); name a complete checkpoint")
     files = {

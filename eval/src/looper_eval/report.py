@@ -15,6 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from looper_eval import svg, tables
+from looper_eval.figures import mostly
 from looper_eval.manifest import write_json
 from looper_eval.page import package_text, render_page, write_page
 from looper_eval.regrade import verdict
@@ -23,6 +24,7 @@ from looper_schemas.records import EvalRecord
 
 EXAMPLES = 10
 HISTOGRAM_BINS = 32
+HITS = 50
 
 
 def write_report(out: Path) -> Path:
@@ -88,6 +90,16 @@ def html(results: Results, summary: Summary, changes: Sequence[dict[str, Any]]) 
         difference_chart=Markup(_difference_chart(summary)),
         difficulty_charts=_difficulty_charts(summary),
         length_charts=_length_charts(results),
+        passes=tables.pass_table(summary),
+        contamination=(tables.CONTAMINATION_COLUMNS, tables.contamination_rows(summary)),
+        contamination_note=tables.CONTAMINATION_NOTE,
+        contamination_hits=_contamination_hits(summary, by_id),
+        coherence=(tables.COHERENCE_COLUMNS, tables.coherence_rows(summary)),
+        coherence_note=tables.coherence_note(summary) if summary.coherence else "",
+        coherence_chart=Markup(_coherence_chart(summary)),
+        test=tables.test_name(summary),
+        calls=tables.calls(summary),
+        intervals=tables.intervals(summary),
         breakdowns=[tables.breakdown_table(summary, name) for name in summary.breakdowns],
         changes=[_change_section(change, by_id) for change in changes],
         filters=_filters(names, changes),
@@ -105,26 +117,32 @@ def _last_grader(out: Path) -> str:
 
 
 def _change(results: Results, summary: Summary, a: str, b: str) -> dict[str, Any]:
-    """Ids of the questions that b answers and a does not (fixed), and the other way round (broken)."""
-    pairs = zip(results.records[a], results.records[b], strict=True)
-    verdicts = [
-        (before.id, verdict(before, summary.grader), verdict(after, summary.grader))
-        for before, after in pairs
-    ]
+    """Ids of the questions that b answers and a does not (fixed), and the other way round (broken).
+
+    Of several samples, more than half must be right.
+    """
+    before, after = ([mostly(group) for group in results.verdicts(name, summary.grader)] for name in (a, b))
+    verdicts = list(zip([item.id for item in results.questions], before, after, strict=True))
     return {
         "a": a,
         "b": b,
-        "fixed": [one for one, before, after in verdicts if after and not before],
-        "broken": [one for one, before, after in verdicts if before and not after],
+        "fixed": [one for one, was, is_now in verdicts if is_now and not was],
+        "broken": [one for one, was, is_now in verdicts if was and not is_now],
     }
 
 
 def _item(results: Results, grader: str, index: int) -> dict[str, Any]:
-    question = results.questions[index]
-    answers = [_answer(name, records[index], grader) for name, records in results.records.items()]
-    tags = {f"{'right' if one['correct'] else 'wrong'}:{one['model']}" for one in answers}
+    question, samples = results.questions[index], results.samples
+    place = slice(index * samples, (index + 1) * samples)
+    groups = {
+        name: [_answer(name, record, grader, samples) for record in records[place]]
+        for name, records in results.records.items()
+    }
+    answers = [answer for group in groups.values() for answer in group]
+    marks = [_mark(name, [one["correct"] for one in group]) for name, group in groups.items()]
+    tags = {f"{'right' if one['correct'] else 'wrong'}:{one['model']}" for one in marks}
     tags |= {one["state"] for one in answers if one["state"] in {"truncated", "unparsed"}}
-    if len({one["correct"] for one in answers}) > 1:
+    if len({one["correct"] for one in marks}) > 1:
         tags.add("disagree")
     if not any(one["correct"] for one in answers):
         tags.add("none")
@@ -135,12 +153,20 @@ def _item(results: Results, grader: str, index: int) -> dict[str, Any]:
         "gold": question.answer,
         "solution": question.solution,
         "status": question.cleaning_status,
+        "marks": marks,
         "answers": answers,
         "tags": " ".join(sorted(tags)),
     }
 
 
-def _answer(model: str, record: EvalRecord, grader: str) -> dict[str, Any]:
+def _mark(model: str, flags: Sequence[bool]) -> dict[str, Any]:
+    """The badge of one model at one question."""
+    right = mostly(flags)
+    sign = ("✓" if right else "✗") if len(flags) == 1 else f"{sum(flags)}/{len(flags)}"
+    return {"model": model, "correct": right, "sign": sign}
+
+
+def _answer(model: str, record: EvalRecord, grader: str, samples: int) -> dict[str, Any]:
     correct = verdict(record, grader)
     if correct:
         state = "correct"
@@ -150,6 +176,7 @@ def _answer(model: str, record: EvalRecord, grader: str) -> dict[str, Any]:
         state = "unparsed" if record.final_answer is None else "wrong"
     return {
         "model": model,
+        "title": model if samples == 1 else f"{model} #{record.sample + 1}",
         "correct": correct,
         "state": state,
         "final": record.final_answer,
@@ -236,6 +263,41 @@ def _difficulty_charts(summary: Summary) -> list[dict[str, Any]]:
         chart = svg.line_chart(series, label=f"Accuracy by {name}", x_label=x_label, show=svg.percent)
         charts.append({"name": name, "chart": Markup(chart)})
     return charts
+
+
+def _coherence_chart(summary: Summary) -> str:
+    order = [one.name for one in summary.models]
+    series = [
+        svg.Series(
+            name,
+            xs=[100 * share for share, _ in one.selective],
+            ys=[accuracy for _, accuracy in one.selective],
+            colour=order.index(name) % svg.COLOURS,
+            markers=True,
+        )
+        for name, one in summary.coherence.items()
+    ]
+    if not series:
+        return ""
+    label = "percent of questions kept, most coherent first"
+    return svg.line_chart(series, label="Selective accuracy", x_label=label, show=svg.percent)
+
+
+def _contamination_hits(summary: Summary, by_id: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first hits of each model, each with the anchor of its question."""
+    return [
+        {
+            "model": name,
+            "total": len(one.hits),
+            "hits": [
+                (kind, question, train, shared, by_id[question]["anchor"])
+                for kind, question, train, shared in one.hits[:HITS]
+                if question in by_id
+            ],
+        }
+        for name, one in summary.contamination.items()
+        if one.hits
+    ]
 
 
 def _length_charts(results: Results) -> list[dict[str, Any]]:

@@ -1,9 +1,9 @@
-"""`looper-eval run`: every model on every question, one call each, then the summary."""
+"""`looper-eval run`: every model on every question, one call each (or --samples), then the summary."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -12,19 +12,22 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
-from looper_eval.dataset import load_dataset
-from looper_eval.engines import open_engine
+from looper_eval.coherence import draw_samples, sampled_settings, score_samples
+from looper_eval.dataset import EvalQuestion, load_dataset
+from looper_eval.engines import EngineOptions, open_engine
 from looper_eval.generate import answer_all
-from looper_eval.manifest import ModelEntry, open_folder
+from looper_eval.manifest import CoherenceEntry, Manifest, ModelEntry, open_folder
 from looper_eval.models import ModelSpec, identify
 from looper_eval.settings import Settings
 from looper_eval.summary import Summary, compare
+from looper_eval.training_data import check_models
+from looper_trainer.errors import UserError
+from looper_trainer.reward_client import RewardClient
 
 
 @dataclass(frozen=True)
@@ -36,21 +39,31 @@ class RunOptions:
     out: Path
     settings: Settings
     limit: int | None = None
-    batch_size: int = 32
-    device: str = "auto"
+    samples: int = 1
+    coherence: int | None = None
+    coherence_temperature: float = 0.7
+    engine: EngineOptions = field(default_factory=EngineOptions)
 
 
 def run(options: RunOptions, console: Console) -> Summary:
-    """Bring `options.out` to one record for each model and question, and summarise it.
+    """Bring `options.out` to its records for each model and question, and summarise it.
 
     Dataset, models and folder are checked before any model is loaded or anything is written.
 
     Raises:
         UserError: something in `options` cannot be used.
     """
+    settings = options.settings
+    if options.samples > 1 and settings.temperature == 0:
+        raise UserError("--samples above 1 needs --temperature: greedy answers to one question are all equal")
     dataset = load_dataset(options.dataset, options.limit)
     entries = {spec.name: ModelEntry(place=spec.place, identity=identify(spec)) for spec in options.models}
-    manifest = open_folder(options.out, dataset, options.settings, entries)
+    coherence = None
+    if options.coherence:
+        drawn = sampled_settings(settings, options.coherence_temperature)
+        coherence = CoherenceEntry(samples=options.coherence, settings=drawn)
+        RewardClient.from_environment(run_id="looper-eval").close()  # a missing address or key shows now
+    manifest = open_folder(options.out, dataset, settings, entries, options.samples, coherence)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -60,20 +73,54 @@ def run(options: RunOptions, console: Console) -> Summary:
     )
     with Progress(*columns, console=console) as progress:
         for spec in options.models:
-            task = progress.add_task(spec.name, total=len(dataset.questions))
-
-            def show(done: int, task: TaskID = task) -> None:
-                progress.update(task, completed=done)
-
             answer_all(
                 options.out / f"{spec.name}.jsonl",
                 dataset.questions,
-                options.settings,
+                settings,
                 manifest.digest(spec.name),
-                partial(
-                    open_engine, spec, options.settings, device=options.device, batch_size=options.batch_size
-                ),
-                batch_size=options.batch_size,
-                on_progress=show,
+                partial(open_engine, spec, settings, options.engine),
+                batch_size=options.engine.batch_size,
+                samples=options.samples,
+                on_progress=_shown(progress, spec.name, len(dataset.questions) * options.samples),
             )
+            if coherence is not None:
+                draw_samples(
+                    options.out,
+                    spec.name,
+                    dataset.questions,
+                    coherence.settings,
+                    manifest.models[spec.name].identity,
+                    partial(open_engine, spec, coherence.settings, options.engine),
+                    samples=coherence.samples,
+                    batch_size=options.engine.batch_size,
+                    on_progress=_shown(
+                        progress, f"{spec.name} samples", len(dataset.questions) * coherence.samples
+                    ),
+                )
+    check_models(options.models, dataset.questions, options.out)
+    if coherence is not None:
+        _score(options, manifest, coherence, dataset.questions, console)
     return compare(options.out)
+
+
+def _score(
+    options: RunOptions,
+    manifest: Manifest,
+    coherence: CoherenceEntry,
+    questions: Sequence[EvalQuestion],
+    console: Console,
+) -> None:
+    with RewardClient.from_environment(run_id="looper-eval") as client:
+        for spec in options.models:
+            digest = coherence.settings.digest(manifest.models[spec.name].identity)
+            missing = score_samples(options.out, spec.name, questions, digest, coherence.samples, client)
+            if missing:
+                console.print(
+                    f"{spec.name}: {missing} of {len(questions)} questions have no coherence score; "
+                    "the same command asks for them again"
+                )
+
+
+def _shown(progress: Progress, name: str, total: int) -> Callable[[int], None]:
+    task = progress.add_task(name, total=total)
+    return lambda done: progress.update(task, completed=done)

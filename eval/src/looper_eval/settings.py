@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -31,12 +31,14 @@ class Settings(BaseModel):
     """Everything about asking that can change an answer, but for the model itself.
 
     `template` holds `{q}`; `shot_target` holds `{cot}` and `{a}`. `temperature` 0 is greedy decoding.
-    `stop` strings end an answer where they first appear.
+    `stop` strings end an answer where they first appear. `engine` runs local weights; engines round
+    differently, so that greedy answers of two of them part now and then.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     preset: str = "looper"
+    engine: Literal["transformers", "vllm", "vllm-in-process"] = "transformers"
     template: str = PROMPT_TEMPLATE
     chat: bool = False
     system: str | None = None
@@ -60,12 +62,18 @@ class Settings(BaseModel):
 
     def digest(self, model_identity: str) -> str:
         """SHA-256 that marks records of the model `model_identity` asked in this way."""
-        payload = {"model": model_identity, "settings": self.model_dump(mode="json", exclude={"preset"})}
+        # A setting that is younger than the first records counts where it is used.
+        left_out = {"preset"} | ({"engine"} if self.engine == "transformers" else set())
+        payload = {"model": model_identity, "settings": self.model_dump(mode="json", exclude=left_out)}
         return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
 
-    def question_seed(self, question_id: str) -> int:
-        """The seed of one question: the same whatever the order or number of questions."""
-        return int.from_bytes(hashlib.sha256(f"{self.seed}/{question_id}".encode()).digest()[:6], "big")
+    def question_seed(self, question_id: str, sample: int = 0) -> int:
+        """The seed of one answer: the same whatever the order or number of questions and samples.
+
+        Samples of a question have seeds that count up by one, which vLLM takes in a single request.
+        """
+        digest = hashlib.sha256(f"{self.seed}/{question_id}".encode()).digest()
+        return int.from_bytes(digest[:6], "big") + sample
 
     def prompt(self, question: str) -> str:
         """The text that asks `question`, after the worked examples. In chat, the text of one user turn."""

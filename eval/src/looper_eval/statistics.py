@@ -10,7 +10,7 @@ import math
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 from scipy.stats import binom
 
 
@@ -43,6 +43,16 @@ class PairedDifference(NamedTuple):
     standard_error: float
     low: float
     high: float
+
+
+class PairedMeans(NamedTuple):
+    """The second model's mean minus the first's, over questions whose scores are means of several samples."""
+
+    difference: float
+    standard_error: float
+    low: float
+    high: float
+    p: float
 
 
 class ClusteredMean(NamedTuple):
@@ -120,6 +130,29 @@ def paired_difference(table: PairedTable, confidence: float = 0.95) -> PairedDif
     )
 
 
+def paired_means(
+    first: Sequence[float], second: Sequence[float], *, smallest: float, confidence: float = 0.95
+) -> PairedMeans:
+    """The paired t-test on question means; position i of both is the same question.
+
+    `smallest` is the least by which one question can differ, 1 over the number of samples: without any
+    difference the standard error is taken from one such difference, as in `paired_difference`.
+
+    Raises:
+        ValueError: the sequences differ in length, or hold fewer than two questions.
+    """
+    differences = [b - a for a, b in zip(first, second, strict=True)]
+    n = len(differences)
+    if n < 2:
+        raise ValueError(f"a paired difference needs at least 2 questions, got {n}")
+    mean = math.fsum(differences) / n
+    spread = math.fsum((one - mean) ** 2 for one in differences)
+    standard_error = math.sqrt(max(spread, smallest**2) / (n * (n - 1)))
+    half = float(stdtrit(n - 1, 0.5 + confidence / 2)) * standard_error
+    p = 2 * float(stdtr(n - 1, -abs(mean) / standard_error))
+    return PairedMeans(mean, standard_error, max(-1.0, mean - half), min(1.0, mean + half), p)
+
+
 def mcnemar_exact(table: PairedTable) -> float:
     """The two-sided exact McNemar p-value: a sign test on the discordant pairs. 1.0 without any."""
     discordant = table.only_first + table.only_second
@@ -140,8 +173,13 @@ def minimum_detectable_difference(
     """
     if total < 1 or not 0.0 < discordant_share <= 1.0 or not 0.0 < power < 1.0:
         raise ValueError("need total >= 1, 0 < discordant_share <= 1 and 0 < power < 1")
-    needed = (z_value(confidence) + float(ndtri(power))) * math.sqrt(discordant_share / total)
+    needed = detectable_with(math.sqrt(discordant_share / total), power=power, confidence=confidence)
     return min(needed, discordant_share)
+
+
+def detectable_with(standard_error: float, *, power: float = 0.8, confidence: float = 0.95) -> float:
+    """The difference that an estimate with `standard_error` shows with `power` at `confidence`."""
+    return (z_value(confidence) + float(ndtri(power))) * standard_error
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -2,115 +2,75 @@
 
 Everything is computed from the records; nothing is carried over from an earlier summary. An answer is
 correct, wrong, unparsed (it ended without stating a number) or truncated (cut off at the token limit);
-the last three count as wrong.
+the last three count as wrong. Where a model gave several answers to each question, the accuracy is the mean
+over all of them and every standard error is clustered by question.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import combinations
 from pathlib import Path
 from statistics import mean, median
 
-from pydantic import BaseModel, ConfigDict
-
-from looper_eval import statistics
+from looper_eval.coherence import diagnose
 from looper_eval.dataset import EvalQuestion
+from looper_eval.figures import breakdowns, groups, pairs, pass_at, share, standard_error
 from looper_eval.generate import Unfinished, load_answers
 from looper_eval.manifest import Manifest, read_manifest, read_questions, write_json
 from looper_eval.regrade import GRADERS, verdict
+from looper_eval.summary_types import (
+    CONFIDENCE,
+    BreakdownRow,
+    Coherence,
+    Contamination,
+    Frozen,
+    ModelSummary,
+    PairSummary,
+    Share,
+    Summary,
+    Table,
+    Verdicts,
+)
+from looper_eval.training_data import read_contamination
 from looper_schemas.records import EvalRecord
 from looper_trainer.errors import UserError
 
+__all__ = [
+    "CONFIDENCE",
+    "SUMMARY",
+    "BreakdownRow",
+    "ModelSummary",
+    "PairSummary",
+    "Results",
+    "Share",
+    "Summary",
+    "Table",
+    "compare",
+    "read_results",
+    "summarise",
+]
+
 SUMMARY = "summary.json"
-CONFIDENCE = 0.95
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Share(_Frozen):
-    """`correct` of `n`, with its Wilson interval."""
-
-    n: int
-    correct: int
-    accuracy: float
-    interval: tuple[float, float]
-
-
-class ModelSummary(Share):
-    """One model's result. correct + wrong + unparsed + truncated = n."""
-
-    name: str
-    place: str
-    wrong: int
-    unparsed: int
-    truncated: int
-    graders: dict[str, Share]
-    tokens_mean: float | None
-    tokens_median: float | None
-    tokens_max: int | None
-    settings_digest: str
-
-
-class Table(_Frozen):
-    """Questions by which of two models answers them correctly."""
-
-    both: int
-    only_a: int
-    only_b: int
-    neither: int
-
-
-class PairSummary(_Frozen):
-    """b minus a, question by question. `p` is exact McNemar's; `p_holm` corrects for all pairs here."""
-
-    a: str
-    b: str
-    difference: float
-    se: float
-    interval: tuple[float, float]
-    table: Table
-    p: float
-    p_holm: float
-    minimum_detectable_difference: float
-
-
-class BreakdownRow(_Frozen):
-    """Results on the questions of one level, by model."""
-
-    level: str
-    n: int
-    models: dict[str, Share]
-
-
-class Summary(_Frozen):
-    """Contents of `summary.json`."""
-
-    dataset: str
-    dataset_digest: str
-    n: int
-    grader: str
-    confidence: float
-    settings: dict[str, object]
-    models: tuple[ModelSummary, ...]
-    unfinished: tuple[str, ...]
-    pairs: tuple[PairSummary, ...]
-    breakdowns: dict[str, tuple[BreakdownRow, ...]]
-
-    def model(self, name: str) -> ModelSummary:
-        """The result of the model `name`."""
-        return next(one for one in self.models if one.name == name)
-
-
-class Results(_Frozen):
-    """A folder's questions and the records of each finished model, in the same order."""
+class Results(Frozen):
+    """A folder's questions and the records of each finished model, all samples of a question together."""
 
     manifest: Manifest
     questions: tuple[EvalQuestion, ...]
     records: dict[str, tuple[EvalRecord, ...]]
     unfinished: tuple[str, ...]
+    contamination: dict[str, Contamination]
+    out: Path
+
+    @property
+    def samples(self) -> int:
+        """Answers of each model to each question."""
+        return self.manifest.samples
+
+    def verdicts(self, name: str, grader: str) -> Verdicts:
+        """Which answers of the model `name` are right to `grader`."""
+        flat = [verdict(record, grader) for record in self.records[name]]
+        return [flat[start : start + self.samples] for start in range(0, len(flat), self.samples)]
 
 
 def read_results(out: Path) -> Results:
@@ -124,13 +84,20 @@ def read_results(out: Path) -> Results:
     complaint: dict[str, UserError] = {}
     for name in manifest.models:
         try:
-            records[name] = tuple(load_answers(out / f"{name}.jsonl", questions, manifest.digest(name)))
+            records[name] = tuple(
+                load_answers(out / f"{name}.jsonl", questions, manifest.digest(name), manifest.samples)
+            )
         except Unfinished as error:
             complaint[name] = error
     if not records:
         raise next(iter(complaint.values()))
     return Results(
-        manifest=manifest, questions=tuple(questions), records=records, unfinished=tuple(complaint)
+        manifest=manifest,
+        questions=tuple(questions),
+        records=records,
+        unfinished=tuple(complaint),
+        contamination=read_contamination(out),
+        out=out,
     )
 
 
@@ -142,19 +109,36 @@ def summarise(results: Results, grader: str = "robust") -> Summary:
     """
     if grader not in GRADERS:
         raise UserError(f"unknown grader {grader!r}; known: {', '.join(GRADERS)}")
-    correct = {name: [verdict(one, grader) for one in records] for name, records in results.records.items()}
+    correct = {name: results.verdicts(name, grader) for name in results.records}
     return Summary(
         dataset=results.manifest.dataset,
         dataset_digest=results.manifest.dataset_digest,
         n=len(results.questions),
+        samples=results.samples,
         grader=grader,
         confidence=CONFIDENCE,
         settings=results.manifest.settings.model_dump(mode="json"),
         models=tuple(_model(results, name, correct[name]) for name in results.records),
         unfinished=results.unfinished,
-        pairs=_pairs(correct),
-        breakdowns=_breakdowns(results.questions, correct),
+        pairs=pairs(correct),
+        breakdowns=breakdowns(results.questions, correct),
+        contamination={name: one for name, one in results.contamination.items() if name in correct},
+        coherence=_coherence(results, correct),
     )
+
+
+def _coherence(results: Results, correct: dict[str, Verdicts]) -> dict[str, Coherence]:
+    entry = results.manifest.coherence
+    if entry is None:
+        return {}
+    found = {}
+    for name, verdicts in correct.items():
+        digest = entry.settings.digest(results.manifest.models[name].identity)
+        first = [group[0] for group in verdicts]
+        one = diagnose(results.out, name, results.questions, digest, entry.samples, first)
+        if one is not None:
+            found[name] = one
+    return found
 
 
 def compare(out: Path, grader: str = "robust") -> Summary:
@@ -164,16 +148,10 @@ def compare(out: Path, grader: str = "robust") -> Summary:
     return summary
 
 
-def share(flags: Sequence[bool]) -> Share:
-    """How many of `flags` are true, with the Wilson interval."""
-    n, correct = len(flags), sum(flags)
-    interval = statistics.wilson_interval(correct, n, CONFIDENCE)
-    return Share(n=n, correct=correct, accuracy=correct / n, interval=(interval.low, interval.high))
-
-
-def _model(results: Results, name: str, correct: Sequence[bool]) -> ModelSummary:
+def _model(results: Results, name: str, correct: Verdicts) -> ModelSummary:
     records = results.records[name]
-    missed = [record for record, right in zip(records, correct, strict=True) if not right]
+    flat = [flag for group in correct for flag in group]
+    missed = [record for record, right in zip(records, flat, strict=True) if not right]
     truncated = sum(record.finish_reason == "length" for record in missed)
     unparsed = sum(record.finish_reason != "length" and record.final_answer is None for record in missed)
     lengths = [record.tokens_out for record in records if record.tokens_out is not None]
@@ -185,73 +163,13 @@ def _model(results: Results, name: str, correct: Sequence[bool]) -> ModelSummary
         unparsed=unparsed,
         truncated=truncated,
         graders={
-            grader: share([record.graders[grader] for record in records]) for grader in ("robust", "platinum")
+            grader: share(groups([record.graders[grader] for record in records], results.samples))
+            for grader in ("robust", "platinum")
         },
+        pass_at=pass_at(correct, results.samples),
+        standard_error=standard_error(correct),
         tokens_mean=mean(lengths) if lengths else None,
         tokens_median=float(median(lengths)) if lengths else None,
         tokens_max=max(lengths, default=None),
         settings_digest=results.manifest.digest(name),
     )
-
-
-def _pairs(correct: dict[str, list[bool]]) -> tuple[PairSummary, ...]:
-    """Each model against every earlier one; nothing where a single question allows no standard error."""
-    names = list(combinations(correct, 2))
-    tables = [statistics.paired_table(correct[a], correct[b]) for a, b in names]
-    if not tables or tables[0].total < 2:
-        return ()
-    p_values = [statistics.mcnemar_exact(table) for table in tables]
-    return tuple(
-        _pair(a, b, table, p, p_holm)
-        for (a, b), table, p, p_holm in zip(names, tables, p_values, statistics.holm(p_values), strict=True)
-    )
-
-
-def _pair(a: str, b: str, table: statistics.PairedTable, p: float, p_holm: float) -> PairSummary:
-    paired = statistics.paired_difference(table, CONFIDENCE)
-    # As the standard error does: no discordant pair seen counts as one.
-    discordant = max(table.only_first + table.only_second, 1) / table.total
-    return PairSummary(
-        a=a,
-        b=b,
-        difference=paired.difference,
-        se=paired.standard_error,
-        interval=(paired.low, paired.high),
-        table=Table(
-            both=table.both, only_a=table.only_first, only_b=table.only_second, neither=table.neither
-        ),
-        p=p,
-        p_holm=p_holm,
-        minimum_detectable_difference=statistics.minimum_detectable_difference(table.total, discordant),
-    )
-
-
-def _breakdowns(
-    questions: Sequence[EvalQuestion], correct: dict[str, list[bool]]
-) -> dict[str, tuple[BreakdownRow, ...]]:
-    """Results by solution lines, calculator steps and cleaning status, for those that the dataset tells."""
-    features: dict[str, Callable[[EvalQuestion], str | None]] = {
-        "solution lines": lambda item: _level(item.solution_lines),
-        "calculator steps": lambda item: _level(item.calculator_steps),
-        "cleaning status": lambda item: item.cleaning_status,
-    }
-    found = {}
-    for name, feature in features.items():
-        levels: dict[str, list[int]] = {}
-        for index, item in enumerate(questions):
-            if (level := feature(item)) is not None:
-                levels.setdefault(level, []).append(index)
-        if levels:
-            found[name] = tuple(
-                BreakdownRow(
-                    level=level,
-                    n=len(indices),
-                    models={model: share([flags[i] for i in indices]) for model, flags in correct.items()},
-                )
-                for level, indices in sorted(levels.items(), key=lambda pair: (len(pair[0]), pair[0]))
-            )
-    return found
-
-
-def _level(count: int) -> str | None:
-    return None if count == 0 else str(count) if count < 8 else "8+"

@@ -20,7 +20,11 @@ MODEL_COLUMNS = (
     "platinum rule",
     "tokens",
 )
-PAIR_COLUMNS = ("comparison", "difference", "SE", "95% interval", "fixed", "broken", "McNemar p", "Holm p")
+PAIR_COLUMNS = ("comparison", "difference", "SE", "95% interval", "fixed", "broken", "p", "Holm p")
+CONTAMINATION_COLUMNS = ("model", "trained on", "exact", "only renumbered", "13 words shared", "of")
+COHERENCE_COLUMNS = (
+    "model", "scored", "unscored", "mean s_wm", "AUROC", "AUROC of plurality", "plurality right",
+)  # fmt: skip
 
 
 # With fewer discordant pairs their share is too uncertain to say what a larger sample size would show.
@@ -65,6 +69,51 @@ def pair_cells(one: PairSummary) -> tuple[str, ...]:
     )
 
 
+def test_name(summary: Summary) -> str:
+    """The test behind the p-values of the summary's pairs."""
+    return "exact McNemar" if summary.samples == 1 else "paired t-test"
+
+
+def calls(summary: Summary) -> str:
+    """How often each question was asked, in words."""
+    return "one call each" if summary.samples == 1 else f"{summary.samples} samples each"
+
+
+def pass_table(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Columns and rows of the unbiased pass@k; no columns for single answers."""
+    ks = tuple(summary.models[0].pass_at)
+    rows = [(one.name, *(f"{100 * one.pass_at[k]:.2f}%" for k in ks)) for one in summary.models]
+    return (("model", *(f"pass@{k}" for k in ks)), rows) if ks else ((), [])
+
+
+def contamination_rows(summary: Summary) -> list[tuple[str, ...]]:
+    """Evaluation questions found in the data of each model that records it, under `CONTAMINATION_COLUMNS`."""
+    return [
+        (
+            name,
+            ", ".join([*one.files, *(f"{file} (digests)" for file in one.digests_only)]),
+            *(str(one.touched[kind]) for kind in ("exact", "masked", "ngram")),
+            str(one.questions),
+        )
+        for name, one in summary.contamination.items()
+    ]
+
+
+def coherence_rows(summary: Summary) -> list[tuple[str, ...]]:
+    """One row for each model with scores, under `COHERENCE_COLUMNS`."""
+    return [
+        (
+            name,
+            str(one.scored),
+            str(one.unscored),
+            f"{one.mean:.3f}",
+            *("none" if value is None else f"{value:.3f}" for value in (one.auroc, one.auroc_plurality)),
+            f"{100 * one.plurality_accuracy:.1f}%",
+        )
+        for name, one in summary.coherence.items()
+    ]
+
+
 def interval_text(one: Share) -> str:
     """A share's interval in percent."""
     return f"[{100 * one.interval[0]:.1f}, {100 * one.interval[1]:.1f}]"
@@ -85,8 +134,8 @@ def sentence(summary: Summary, a: str, b: str) -> str:
     pair = next(one for one in summary.pairs if (one.a, one.b) == (a, b))
     points, low, high = (100 * value for value in (pair.difference, *pair.interval))
     figures = (
-        f"{points:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}, exact McNemar p = {p_text(pair.p)}, "
-        f"{p_text(pair.p_holm)} after Holm's correction, n = {summary.n}"
+        f"{points:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}, {test_name(summary)} "
+        f"p = {p_text(pair.p)}, {p_text(pair.p_holm)} after Holm's correction, n = {summary.n}"
     )
     if pair.p_holm < 1 - summary.confidence:
         return f"{b} answers {'more' if points > 0 else 'fewer'} questions correctly than {a} ({figures})."
@@ -105,34 +154,86 @@ def rich_tables(summary: Summary) -> list[Table]:
     for one in summary.models:
         models.add_row(*model_cells(one))
     if not summary.pairs:
-        return [models]
-    pairs = Table(title="paired differences in percentage points")
+        return [models, *_more_tables(summary)]
+    pairs = Table(title=f"paired differences in percentage points, p of the {test_name(summary)} test")
     for index, column in enumerate(PAIR_COLUMNS):
         pairs.add_column(column, justify="left" if index == 0 else "right")
     for pair in summary.pairs:
         pairs.add_row(*pair_cells(pair))
-    return [models, pairs]
+    return [models, *_more_tables(summary), pairs]
+
+
+def _more_tables(summary: Summary) -> list[Table]:
+    found = []
+    for title, (columns, rows) in (
+        ("unbiased pass@k", pass_table(summary)),
+        ("evaluation questions in the training data", (CONTAMINATION_COLUMNS, contamination_rows(summary))),
+        ("coherence against correctness", (COHERENCE_COLUMNS, coherence_rows(summary))),
+    ):
+        if rows:
+            table = Table(title=title)
+            for index, column in enumerate(columns):
+                table.add_column(column, justify="left" if index == 0 else "right")
+            for row in rows:
+                table.add_row(*row)
+            found.append(table)
+    return found
 
 
 def markdown(summary: Summary) -> str:
     """The summary as Markdown."""
     parts = [
         f"# Evaluation on {dataset_name(summary)}",
-        f"{summary.n} questions, one call each, graded by `{summary.grader}`; intervals are Wilson's at "
-        f"{summary.confidence:.0%}. Unparsed and truncated answers count as wrong.",
+        f"{summary.n} questions, {calls(summary)}, graded by `{summary.grader}`; intervals are "
+        f"{intervals(summary)} at {summary.confidence:.0%}. Unparsed and truncated answers count as wrong.",
         markdown_table(MODEL_COLUMNS, [model_cells(one) for one in summary.models]),
     ]
+    columns, rows = pass_table(summary)
+    if rows:
+        parts += ["## Unbiased pass@k", markdown_table(columns, rows)]
     if summary.pairs:
         parts += [
             "## Paired differences",
             "Percentage points, question by question; `fixed` and `broken` count the questions that changed. "
-            "p is exact McNemar's, and Holm's correction covers all comparisons here.",
+            f"p is of the {test_name(summary)} test, and Holm's correction covers all comparisons here.",
             markdown_table(PAIR_COLUMNS, [pair_cells(one) for one in summary.pairs]),
         ]
     for name in summary.breakdowns:
         table = breakdown_table(summary, name)
         parts += [f"## By {name}", markdown_table(table.columns, table.rows)]
+    if rows := contamination_rows(summary):
+        parts += [
+            "## Evaluation questions in the training data",
+            CONTAMINATION_NOTE,
+            markdown_table(CONTAMINATION_COLUMNS, rows),
+        ]
+    if rows := coherence_rows(summary):
+        parts += [
+            "## Coherence against correctness",
+            coherence_note(summary),
+            markdown_table(COHERENCE_COLUMNS, rows),
+        ]
     return "\n\n".join(parts) + "\n"
+
+
+def intervals(summary: Summary) -> str:
+    """The kind of the intervals, in words."""
+    return "Wilson's" if summary.samples == 1 else "clustered by question"
+
+
+CONTAMINATION_NOTE = (
+    "Counted once, by the most certain look: the same question; the same but for its numbers; 13 words in a "
+    "row shared. Models that record no training data are not listed."
+)
+
+
+def coherence_note(summary: Summary) -> str:
+    """What the coherence table shows."""
+    samples = next(iter(summary.coherence.values())).samples
+    return (
+        f"{samples} samples a question were scored over HTTP, apart from the answers that are counted above. "
+        "AUROC is the chance that a question answered correctly has a higher s_wm than one that is not."
+    )
 
 
 def breakdown_table(summary: Summary, name: str) -> BreakdownTable:

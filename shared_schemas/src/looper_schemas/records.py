@@ -57,7 +57,10 @@ class RolloutRecord(Record):
 
 
 class EvalRecord(Record):
-    """One model's answer to one evaluation question. An unparsed answer is wrong, and recorded as None."""
+    """One model's answer to one evaluation question. An unparsed answer is wrong, and recorded as None.
+
+    `sample` counts the answers of one model to one question from 0; accuracy takes one each by default.
+    """
 
     id: str
     question: str
@@ -69,6 +72,7 @@ class EvalRecord(Record):
     tokens_out: int | None = None
     graders: dict[str, bool] = {}
     settings_digest: str
+    sample: Annotated[int, Field(ge=0)] = 0
 
 
 RecordT = TypeVar("RecordT", bound=Record)

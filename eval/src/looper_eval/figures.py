@@ -1,0 +1,139 @@
+"""The figures of a summary: shares with intervals, pass@k, paired comparisons, breakdowns.
+
+Verdicts come as one list of booleans for each question, one for each of its samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from statistics import mean
+
+from looper_eval import statistics
+from looper_eval.dataset import EvalQuestion
+from looper_eval.summary_types import (
+    CONFIDENCE,
+    BreakdownRow,
+    PairSummary,
+    Share,
+    Table,
+    Verdicts,
+)
+
+
+def share(verdicts: Verdicts) -> Share:
+    """How many of the answers are right, with Wilson's interval, or for several samples a clustered one."""
+    flags = [flag for group in verdicts for flag in group]
+    n, correct = len(flags), sum(flags)
+    if n == len(verdicts) or len(verdicts) < 2:
+        interval = statistics.wilson_interval(correct, n, CONFIDENCE)
+        return Share(n=n, correct=correct, accuracy=correct / n, interval=(interval.low, interval.high))
+    half = statistics.z_value(CONFIDENCE) * standard_error(verdicts)
+    accuracy = correct / n
+    interval_ends = (max(0.0, accuracy - half), min(1.0, accuracy + half))
+    return Share(n=n, correct=correct, accuracy=accuracy, interval=interval_ends)
+
+
+def mostly(group: Sequence[bool]) -> bool:
+    """Whether more than half of the samples of a question are right."""
+    return 2 * sum(group) > len(group)
+
+
+def standard_error(verdicts: Verdicts) -> float:
+    """Of the accuracy, clustered by question; no sample of 0 or all right is certain."""
+    if len(verdicts) < 2:
+        return 0.0
+    values = [float(flag) for group in verdicts for flag in group]
+    clusters = [index for index, group in enumerate(verdicts) for _ in group]
+    return statistics.clustered_mean(values, clusters).standard_error
+
+
+def pass_at(verdicts: Verdicts, samples: int) -> dict[str, float]:
+    """Unbiased pass@k for powers of two up to `samples`; nothing for single answers."""
+    ks = sorted({2**power for power in range(samples.bit_length())} | {samples})
+    return {
+        str(k): mean(statistics.pass_at_k(samples, sum(group), k) for group in verdicts)
+        for k in ks
+        if k <= samples and samples > 1
+    }
+
+
+def groups(flags: Sequence[bool], samples: int) -> Verdicts:
+    """Verdicts from those of all answers, question by question."""
+    return [list(flags[start : start + samples]) for start in range(0, len(flags), samples)]
+
+
+def pairs(correct: dict[str, Verdicts]) -> tuple[PairSummary, ...]:
+    """Each model against every earlier one; nothing where a single question allows no standard error."""
+    names = list(combinations(correct, 2))
+    if not names or len(next(iter(correct.values()))) < 2:
+        return ()
+    found = [_pair(a, b, correct[a], correct[b]) for a, b in names]
+    adjusted = statistics.holm([one.p for one in found])
+    return tuple(one.model_copy(update={"p_holm": p}) for one, p in zip(found, adjusted, strict=True))
+
+
+def _pair(a: str, b: str, first: Verdicts, second: Verdicts) -> PairSummary:
+    table = statistics.paired_table([mostly(group) for group in first], [mostly(group) for group in second])
+    samples = len(first[0])
+    if samples == 1:
+        paired = statistics.paired_difference(table, CONFIDENCE)
+        p = statistics.mcnemar_exact(table)
+        # As the standard error does: no discordant pair seen counts as one.
+        discordant = max(table.only_first + table.only_second, 1) / table.total
+        detectable = statistics.minimum_detectable_difference(table.total, discordant)
+        ends = (paired.difference, paired.standard_error, paired.low, paired.high)
+    else:
+        means = statistics.paired_means(
+            [mean(map(float, group)) for group in first],
+            [mean(map(float, group)) for group in second],
+            smallest=1 / samples,
+            confidence=CONFIDENCE,
+        )
+        p, ends = means.p, means[:4]
+        detectable = min(1.0, statistics.detectable_with(means.standard_error))
+    difference, se, low, high = ends
+    return PairSummary(
+        a=a,
+        b=b,
+        difference=difference,
+        se=se,
+        interval=(low, high),
+        table=Table(
+            both=table.both, only_a=table.only_first, only_b=table.only_second, neither=table.neither
+        ),
+        p=p,
+        p_holm=p,
+        minimum_detectable_difference=detectable,
+    )
+
+
+def breakdowns(
+    questions: Sequence[EvalQuestion], correct: dict[str, Verdicts]
+) -> dict[str, tuple[BreakdownRow, ...]]:
+    """Results by solution lines, calculator steps and cleaning status, for those that the dataset tells."""
+    features: dict[str, Callable[[EvalQuestion], str | None]] = {
+        "solution lines": lambda item: _level(item.solution_lines),
+        "calculator steps": lambda item: _level(item.calculator_steps),
+        "cleaning status": lambda item: item.cleaning_status,
+    }
+    found = {}
+    for name, feature in features.items():
+        levels: dict[str, list[int]] = {}
+        for index, item in enumerate(questions):
+            if (level := feature(item)) is not None:
+                levels.setdefault(level, []).append(index)
+        if levels:
+            found[name] = tuple(
+                BreakdownRow(
+                    level=level,
+                    n=len(indices),
+                    models={model: share([groups[i] for i in indices]) for model, groups in correct.items()},
+                )
+                for level, indices in sorted(levels.items(), key=lambda pair: (len(pair[0]), pair[0]))
+            )
+    return found
+
+
+def _level(count: int) -> str | None:
+    return None if count == 0 else str(count) if count < 8 else "8+"

@@ -1,0 +1,122 @@
+"""A headless Chromium over the W3C WebDriver protocol: just what the report's tests drive.
+
+Chromium and its driver come with the operating system (Debian: `chromium chromium-driver`); where they are
+missing, `start` skips the test.
+"""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import pytest
+
+START_S = 60.0
+_ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
+
+
+class Browser:
+    """One window; a context manager that ends the browser and its driver."""
+
+    def __init__(self) -> None:
+        driver = shutil.which("chromedriver")
+        chromium = shutil.which("chromium") or shutil.which("google-chrome")
+        if driver is None or chromium is None:
+            pytest.skip("no chromium with chromedriver: apt-get install chromium chromium-driver")
+        self._profile = tempfile.TemporaryDirectory(prefix="looper-browser-", ignore_cleanup_errors=True)
+        self._driver = subprocess.Popen(
+            [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self._http = httpx.Client(base_url=f"http://127.0.0.1:{self._port()}", timeout=120.0, trust_env=False)
+        arguments = [
+            "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+            "--hide-scrollbars", f"--user-data-dir={self._profile.name}",
+        ]  # fmt: skip
+        options = {"binary": chromium, "args": arguments}
+        wanted = {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}
+        session = self._send("POST", "/session", {"capabilities": wanted})
+        self._session = f"/session/{session['sessionId']}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._http.delete(self._session)
+        finally:
+            self._http.close()
+            self._driver.terminate()
+            self._driver.wait()
+            self._profile.cleanup()
+
+    def open(self, page: Path, fragment: str = "") -> None:
+        """Show `page`."""
+        self._send("POST", f"{self._session}/url", {"url": page.resolve().as_uri() + fragment})
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        """What the JavaScript function body `script` returns."""
+        body = {"script": script, "args": list(arguments)}
+        return self._send("POST", f"{self._session}/execute/sync", body)
+
+    def click(self, selector: str) -> None:
+        """Click the first element that `selector` finds, as a user does (it must be visible)."""
+        self._send("POST", f"{self._element(selector)}/click", {})
+
+    def type(self, selector: str, text: str) -> None:
+        """Replace the text of an input with `text`, key by key."""
+        element = self._element(selector)
+        self._send("POST", f"{element}/clear", {})
+        self._send("POST", f"{element}/value", {"text": text})
+
+    def choose(self, selector: str, value: str) -> None:
+        """Click the option `value` of a select."""
+        self.click(f"{selector} option[value='{value}']")
+
+    def resize(self, width: int, height: int, *, dark: bool) -> None:
+        """The size of the page in CSS pixels, and the colour scheme that the user prefers."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self._cdp("Emulation.setDeviceMetricsOverride", metrics)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._cdp("Emulation.setEmulatedMedia", {"features": [scheme]})
+
+    def screenshot(self, path: Path) -> None:
+        """Write what is seen to `path` as PNG."""
+        path.write_bytes(base64.b64decode(self._send("GET", f"{self._session}/screenshot")))
+
+    def complaints(self) -> list[str]:
+        """Errors and warnings on the console since the last call, broken policies included."""
+        log = self._send("POST", f"{self._session}/se/log", {"type": "browser"})
+        return [entry["message"] for entry in log if entry["level"] in ("SEVERE", "WARNING")]
+
+    def _element(self, selector: str) -> str:
+        body = {"using": "css selector", "value": selector}
+        found = self._send("POST", f"{self._session}/element", body)
+        return f"{self._session}/element/{found[_ELEMENT]}"
+
+    def _cdp(self, command: str, parameters: dict[str, Any]) -> None:
+        self._send("POST", f"{self._session}/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        reply = self._http.request(method, path, json=body).json()["value"]
+        if isinstance(reply, dict) and "error" in reply:
+            raise AssertionError(f"{reply['error']}: {reply['message']}")
+        return reply
+
+    def _port(self) -> int:
+        assert self._driver.stdout is not None
+        deadline = time.monotonic() + START_S
+        for line in self._driver.stdout:
+            if "started successfully on port" in line:
+                return int(line.rstrip().rstrip(".").rpartition(" ")[2])
+            if time.monotonic() > deadline:
+                break
+        raise AssertionError("chromedriver did not start")
