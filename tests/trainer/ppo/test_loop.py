@@ -24,9 +24,12 @@ from looper_trainer.errors import (
 )
 from looper_trainer.ppo.checkpoint import step_folder
 from looper_trainer.ppo.config import PPOConfig
+from looper_trainer.ppo.data import Data, read_data
 from looper_trainer.ppo.log import RunLog
-from looper_trainer.ppo.loop import Data, Results, read_data, run, train, train_step
+from looper_trainer.ppo.loop import run, train
 from looper_trainer.ppo.policy import Policy
+from looper_trainer.ppo.scoring import Results
+from looper_trainer.ppo.step import train_step
 from looper_trainer.ppo.update import make_optimizer
 from looper_trainer.reward_client import RewardClient
 from looper_trainer.testing import FakeRewardServer
@@ -64,8 +67,8 @@ def go(config: PPOConfig, problems: Sequence[Problem], scorer: CountingScorer, d
 class DyingScorer(CountingScorer):
     """Goes down at one step."""
 
-    def __init__(self, dies_at: int) -> None:
-        super().__init__()
+    def __init__(self, dies_at: int, wanted: str = "7") -> None:
+        super().__init__(wanted)
         self.dies_at = dies_at
 
     def score(self, questions: Sequence[Question], *, step: int, purpose: Purpose) -> Results:
@@ -126,6 +129,28 @@ def test_a_resumed_run_is_bit_equal_to_one_that_never_stopped(
     for step in range(1, 5):
         name = f"trajectories/step_{step:05d}.jsonl"
         assert (whole.output / name).read_bytes() == (halves.output / name).read_bytes()
+
+
+def test_a_resumed_run_of_every_weight_is_bit_equal_too_and_its_reference_is_the_start(
+    ppo_config: PPOConfig, problems: list[Problem], tmp_path: Path
+) -> None:
+    settings = {"train": "full", "learning_rate": 1e-3, "steps": 3, "run_id": "same", "keep_checkpoints": 9}
+    whole = ppo_config.model_copy(update=settings)
+    policy = go(whole, problems, CountingScorer("aeiou"))
+    halves = whole.model_copy(update={"output": tmp_path / "halves"})
+    with pytest.raises(RewardUnavailable):
+        go(halves, problems, DyingScorer(dies_at=2, wanted="aeiou"))
+    go(halves.model_copy(update={"resume": True}), problems, CountingScorer("aeiou"))
+    for name in ("model/model.safetensors", "value_head.safetensors"):
+        assert (step_folder(whole.output, 3) / name).read_bytes() == (
+            step_folder(halves.output, 3) / name
+        ).read_bytes()
+    assert without_seconds(whole) == without_seconds(halves)
+    assert metrics_of(whole)[0]["kl_k3"] == 0.0
+    assert metrics_of(whole)[2]["kl_k3"] > 0.0
+    start = build(whole)[0].causal_lm
+    for mine, first in zip(policy.reference.parameters(), start.parameters(), strict=True):
+        assert torch.equal(mine, first)
 
 
 def test_a_kill_between_checkpoints_repeats_the_lost_steps(

@@ -18,10 +18,10 @@ from looper_trainer.ppo.rollout import (
     pass_rates,
     questions_of_step,
     solvable,
-    to_question,
     to_record,
     to_rows,
 )
+from looper_trainer.reward_client import as_question
 from looper_trainer.sampling.base import Completion
 
 
@@ -84,7 +84,7 @@ def test_completion_seeds_differ_in_every_coordinate_and_fit_a_signed_64_bit_int
 
 
 def test_a_group_goes_to_the_service_with_its_text_gold_answer_and_lengths() -> None:
-    question = to_question(GROUP)
+    question = as_question(GROUP.problem, GROUP.completions)
     assert (question.id, question.question, question.gold_answer) == ("p7", "question 7", "7")
     assert [(arm.id, arm.full_text, arm.tokens_out, arm.finish_reason) for arm in question.arms] == [
         ("0", "7 it is. #### 7", 3, "stop"),

@@ -31,14 +31,16 @@ from looper_schemas.scoring import (
     RewardMode,
     ScoredQuestion,
 )
-from looper_trainer.config import StageConfig, save_resolved
+from looper_trainer.config import save_resolved
 from looper_trainer.errors import DataError
 from looper_trainer.folders import require_checkpoint
 from looper_trainer.reward_client import RewardClient, as_question
 from looper_trainer.sampling.base import Completion, Sampler, SamplingParams
+from looper_trainer.sampling.options import SamplerOptions
+from looper_trainer.sampling.vllm import VLLMSampler
 
 
-class RolloutsConfig(StageConfig):
+class RolloutsConfig(SamplerOptions):
     """Sample solutions of every question and have them scored."""
 
     model: Annotated[str, Field(description="policy: a folder or a hub name")] = "checkpoints/sft"
@@ -51,7 +53,7 @@ class RolloutsConfig(StageConfig):
     top_p: Annotated[float, Field(gt=0, le=1, description="nucleus of sampling")] = 1.0
     seed: Annotated[int, Field(ge=0, description="every trajectory's own seed derives from it")] = 0
     questions_per_batch: Annotated[int, Field(ge=1, description="questions in a score request")] = 16
-    sample_batch_size: Annotated[int, Field(ge=1, description="rows decoded together")] = 64
+    sample_batch_size: Annotated[int, Field(ge=1, description="rows the transformers sampler decodes")] = 64
     reward_mode: Annotated[RewardMode, Field(description="how scores become rewards")] = RewardMode.ARM_GATED
     disclosure: Annotated[Disclosure, Field(description="what is asked of the service")] = (
         Disclosure.COMPONENTS
@@ -67,7 +69,9 @@ class RolloutsConfig(StageConfig):
 # Settings that change how fast records come, not what they hold.
 _FREE = frozenset(
     {"output", "sample_batch_size", "questions_per_batch", "give_up_after_s", "run_id", "limit"}
+    | {name for name in SamplerOptions.model_fields if name.startswith("vllm_") and name != "vllm_seeded"}
 )
+_BATCHES_IN_FLIGHT = 4  # of all connections of a server, in one call: little idles while the last ones end
 
 
 def run(config: RolloutsConfig) -> None:
@@ -89,16 +93,13 @@ def run(config: RolloutsConfig) -> None:
         give_up_after_s=config.give_up_after_s,
     ) as client:
         scorer_id = client.info().scorer_id  # before any sampling: a wrong address or key ends at once
-        from looper_trainer.sampling.transformers import load_sampler
-
-        sampler = load_sampler(config.model, config.device, config.dtype, config.sample_batch_size)
         made_by = policy_id(config.model)
         done = _open_partial(config, made_by, scorer_id)
         _check_prefix(config, problems, done)
         if done:
             print(f"rollouts: continuing after {len(done)} of {len(problems)} questions", flush=True)
         progress = _Progress(len(problems), done)
-        with _partial_file(config).open("a", encoding="utf-8") as out:
+        with _sampler(config) as sampler, _partial_file(config).open("a", encoding="utf-8") as out:
             for record in _records(config, problems[len(done) :], sampler, client, made_by):
                 out.write(to_line(record))
                 out.flush()
@@ -107,6 +108,19 @@ def run(config: RolloutsConfig) -> None:
     _partial_file(config).replace(config.output)
     _settings_file(config).unlink()
     progress.finish(config.output)
+
+
+@contextmanager
+def _sampler(config: RolloutsConfig) -> Iterator[Sampler]:
+    if config.sampler == "vllm":
+        settings = config.vllm_settings(dtype=config.dtype, seed=config.seed, lora=False)
+        folder = config.output.with_name(config.output.name + ".vllm")
+        with VLLMSampler(config.model, settings, folder=folder) as sampler:
+            yield sampler
+    else:
+        from looper_trainer.sampling.transformers import load_sampler
+
+        yield load_sampler(config.model, config.device, config.dtype, config.sample_batch_size)
 
 
 def trajectory_seed(seed: int, question_id: str, index: int) -> int:
@@ -138,8 +152,11 @@ def _records(
     params = SamplingParams(config.max_new_tokens, config.temperature, config.top_p)
     waiting: tuple[_Batch, Future[dict[str, ScoredQuestion | FailedQuestion]]] | None = None
     with ThreadPoolExecutor(max_workers=1) as scoring, _closing_on_error(client):
-        for step, start in enumerate(range(0, len(problems), config.questions_per_batch)):
-            batch = _sample(config, problems[start : start + config.questions_per_batch], sampler, params)
+        size = config.questions_per_batch
+        if config.sampler == "vllm":  # a server needs more at a time; the client cuts it into requests again
+            size = max(size, _BATCHES_IN_FLIGHT * config.vllm_connections)
+        for step, start in enumerate(range(0, len(problems), size)):
+            batch = _sample(config, problems[start : start + size], sampler, params)
             questions = [as_question(problem, completions) for problem, _, completions in batch]
             if waiting is not None:
                 yield from _finished(config, *waiting, client, made_by)
@@ -164,10 +181,12 @@ _Batch = list[tuple[Problem, list[int], list[Completion]]]
 def _sample(
     config: RolloutsConfig, problems: Sequence[Problem], sampler: Sampler, params: SamplingParams
 ) -> _Batch:
-    seeds = [
-        [trajectory_seed(config.seed, problem.id, index) for index in range(config.samples_per_question)]
-        for problem in problems
-    ]
+    k = config.samples_per_question
+    if config.sampler == "vllm":  # consecutive seeds make one request of a question
+        firsts = [trajectory_seed(config.seed, problem.id, 0) >> 1 for problem in problems]
+        seeds = [[first + index for index in range(k)] for first in firsts]
+    else:
+        seeds = [[trajectory_seed(config.seed, p.id, index) for index in range(k)] for p in problems]
     prompts = [sampler.encode(format_prompt(problem.question)) for problem in problems]
     return list(zip(problems, seeds, sampler.sample(prompts, params, seeds), strict=True))
 
@@ -195,7 +214,7 @@ def _finished(
                     reward=rewards.get(str(index)),
                     finish_reason=completion.finish_reason,
                     tokens_out=len(completion.token_ids),
-                    seed=seed,
+                    seed=seed if config.seeded else None,
                 )
                 for index, (seed, completion) in enumerate(zip(seeds, completions, strict=True))
             ),

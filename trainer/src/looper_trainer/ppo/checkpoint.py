@@ -7,6 +7,7 @@ whole. Which questions and seeds come next follows from the step alone (see `rol
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -21,6 +22,7 @@ import torch
 from looper_trainer.errors import CheckpointError
 from looper_trainer.ppo.config import PPOConfig
 from looper_trainer.ppo.policy import Policy
+from looper_trainer.sampling.options import SamplerOptions
 
 # What may differ when a run is resumed: how long it goes on, where, and in how much memory.
 FREE_ON_RESUME = frozenset(
@@ -36,7 +38,8 @@ FREE_ON_RESUME = frozenset(
         "on_unscored",
     }
     | {"output", "run_id", "device", "sample_batch_size", "micro_batch_tokens", "logit_chunk_tokens"}
-    | {"activation_checkpointing"}
+    | {"activation_checkpointing", "score_chunk", "score_connections"}
+    | {name for name in SamplerOptions.model_fields if name.startswith("vllm_") and name != "vllm_seeded"}
 )
 
 
@@ -65,7 +68,7 @@ def save_checkpoint(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_policy(policy, partial)
+    policy.save(partial)
     torch.save({"optimizer": optimizer.state_dict(), "torch_rng": _torch_rng()}, partial / "optimizer.pt")
     document = {"state": asdict(state), "rng": _plain_rng(), "config": _fixed_settings(config)}
     (partial / "state.json").write_text(json.dumps(document), encoding="utf-8")
@@ -75,15 +78,6 @@ def save_checkpoint(
     partial.rename(folder)
     _prune(config, state)
     return folder
-
-
-def save_policy(policy: Policy, folder: Path) -> None:
-    """Write `adapter/` (a PEFT adapter) and `value_head.safetensors` into `folder`."""
-    from safetensors.torch import save_file
-
-    policy.model.save_pretrained(folder / "adapter", save_embedding_layers=False)
-    head = {name: weight.contiguous() for name, weight in policy.value_head.state_dict().items()}
-    save_file(head, folder / "value_head.safetensors")
 
 
 def latest_checkpoint(output: Path) -> Path:
@@ -133,7 +127,7 @@ def load_checkpoint(
     """
     state = read_state(folder, config)
     try:
-        load_policy(policy, folder)
+        policy.load_saved(folder)
         saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         optimizer.load_state_dict(saved["optimizer"])
         _restore_rng(
@@ -145,39 +139,42 @@ def load_checkpoint(
     return state
 
 
-def load_policy(policy: Policy, folder: Path) -> None:
-    """Put the adapter and value head in `folder` in place."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
-    outcome = set_peft_model_state_dict(policy.model, adapter)
-    missing = [name for name in outcome.missing_keys if "lora_" in name]
-    if missing or outcome.unexpected_keys:
-        raise ValueError("the adapter does not fit the model")
-    policy.value_head.load_state_dict(load_file(folder / "value_head.safetensors"))
-
-
 def export(state: TrainState, policy: Policy, config: PPOConfig) -> int:
-    """Copy the result to `<output>/adapter` and `<output>/value_head.safetensors`; returns its step.
+    """Put the result into `policy` and into `config.output`; returns the step it is from.
 
-    The result is the best checkpoint where dev accuracy was measured, else the last state.
+    The result is the best checkpoint where dev accuracy was measured, else the last state: `adapter/`, or
+    with every weight trained a plain folder `merged/`, and `value_head.safetensors`.
     """
     chosen = state.step if state.best_step is None else state.best_step
     source = step_folder(config.output, chosen)
+    if chosen != state.step:
+        policy.load_saved(source)
     partial = config.output / "result.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
-    shutil.rmtree(config.output / "adapter", ignore_errors=True)
-    (partial / "adapter").rename(config.output / "adapter")
-    (partial / "value_head.safetensors").replace(config.output / "value_head.safetensors")
+    if config.train == "full":
+        _write_plain(policy, partial / "merged", config)
+    else:
+        shutil.copytree(source / "adapter", partial / "adapter")
+    for folder in list(partial.iterdir()):
+        shutil.rmtree(config.output / folder.name, ignore_errors=True)
+        folder.rename(config.output / folder.name)
     shutil.rmtree(partial)
+    shutil.copy(source / "value_head.safetensors", config.output / "value_head.safetensors")
     result = replace(state, step=chosen)
     (config.output / "result.json").write_text(
         json.dumps({"from_step": chosen, "trained_steps": state.step, **asdict(result)}, indent=2) + "\n",
         encoding="utf-8",
     )
     return chosen
+
+
+def _write_plain(policy: Policy, folder: Path, config: PPOConfig) -> None:
+    """The trained model as `transformers` loads it, in the dtype in which its start is stored."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    stored = AutoConfig.from_pretrained(config.model).dtype or torch.float32
+    copy.deepcopy(policy.causal_lm).to("cpu", stored).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(config.model).save_pretrained(folder)
 
 
 def _fixed_settings(config: PPOConfig) -> dict[str, Any]:

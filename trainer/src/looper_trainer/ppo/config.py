@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from looper_schemas.scoring import Disclosure, RewardMode
-from looper_trainer.config import StageConfig
+from looper_trainer.sampling.options import SamplerOptions, Share
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -17,7 +17,7 @@ Coefficient = Annotated[float, Field(ge=0)]
 Discount = Annotated[float, Field(ge=0, le=1)]
 
 
-class PPOConfig(StageConfig):
+class PPOConfig(SamplerOptions):
     """Train with PPO on the scores of a reward service.
 
     A step takes `batch_size` questions with `samples_per_question` completions each, and goes over them
@@ -47,8 +47,8 @@ class PPOConfig(StageConfig):
     """go on from the last checkpoint in output"""
 
     # Sampling.
-    sampler: Literal["transformers"] = "transformers"
-    """engine that draws completions"""
+    vllm_memory_share: Share | None = 0.4
+    """share of the GPU's memory that our server may take; none: vLLM's default"""
     batch_size: Positive = 16
     """questions a step"""
     samples_per_question: Positive = 4
@@ -58,21 +58,27 @@ class PPOConfig(StageConfig):
     temperature: Rate = 1.0
     """of sampling; logprobs use the same"""
     sample_batch_size: Positive = 64
-    """completions decoded together"""
+    """completions decoded together by the transformers sampler"""
     merged_sampling: bool = False
-    """sample from a second copy of the weights with the adapter merged into them: faster, more memory"""
+    """transformers: sample from a second copy of the weights, adapter merged: faster, more memory"""
 
     # The reward.
     reward_mode: RewardMode = RewardMode.ARM_GATED
     """how scores become rewards of completions"""
     disclosure: Disclosure = Disclosure.COMPONENTS
     """what to ask of the service; components needs a key with that scope"""
+    score_chunk: Positive = 8
+    """questions sent to the service together as soon as their completions are in (sampler vllm)"""
+    score_connections: Positive = 4
+    """such requests at a time"""
     on_unscored: Literal["pause", "drop"] = "pause"
     """when questions stay without a score: pause the run, or drop up to a tenth of a step"""
     give_up_after_s: Rate = 1800.0
     """seconds to wait for the reward service before pausing"""
 
     # The update.
+    train: Literal["lora", "full"] = "lora"
+    """an adapter on all linear layers, or every weight (small models; a frozen copy is the reference)"""
     steps: Positive = 200
     """steps in all"""
     mini_batch_size: Positive = 4
@@ -82,7 +88,7 @@ class PPOConfig(StageConfig):
     ppo_epochs: Positive = 2
     """passes over each step's samples"""
     learning_rate: Rate = 5e-6
-    """of the adapter"""
+    """of the adapter, or of the weights"""
     value_learning_rate: Rate = 1e-4
     """of the value head"""
     warmup_steps: Count = 0
@@ -95,6 +101,8 @@ class PPOConfig(StageConfig):
     """rank of the adapter on all linear layers"""
     lora_alpha: Positive = 32
     """its scale is alpha / rank"""
+    lora_rslora: bool = False
+    """scale it by alpha / sqrt(rank) instead, for high ranks"""
     gamma: Discount = 1.0
     """discount of a token"""
     lam: Discount = 1.0
@@ -155,6 +163,10 @@ class PPOConfig(StageConfig):
                 "mini_batch_size * gradient_accumulation_steps is more than batch_size; lower it, "
                 "or take more questions a step"
             )
+        if self.train == "full" and self.merged_sampling:
+            raise ValueError("merged_sampling needs an adapter to merge; leave it out with train full")
+        if self.train == "full" and self.vllm_urls:
+            raise ValueError("train full needs a vLLM server of our own; leave vllm_urls out")
         if self.patience and not (self.eval_every and self.dev_file):
             raise ValueError("patience needs eval_every and dev_file")
         return self

@@ -75,7 +75,7 @@ class RunLog:
         shown = [
             f"{label} {form.format(plain[key])}" for key, label, form in _SHOWN if plain.get(key) is not None
         ]
-        seconds = sum((metrics.get("seconds") or {}).values())
+        seconds = (metrics.get("seconds") or {}).get("whole")
         self.say(f"step {step}  " + "  ".join(shown) + (f"  {seconds:.1f} s" if seconds else ""))
         self._progress.update(self._task, completed=step)
 
@@ -118,6 +118,11 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._since = time.perf_counter()
+
+    def elapsed(self) -> float:
+        """Seconds since the watch was made, to the millisecond."""
+        return round(time.perf_counter() - self._since, 3)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:

@@ -1,4 +1,8 @@
-"""The policy: one frozen trunk with a LoRA adapter and a value head; the reference is the bare trunk.
+"""The policy: a trunk and a value head on it. What is trained is a LoRA adapter, or every weight.
+
+With an adapter the trunk stays frozen and the reference is the bare trunk. With every weight (for small
+models) the reference is a frozen copy of the start, which costs the model's memory once more: a departure
+from "one trunk", since an adapter may limit what a small model can learn.
 
 One forward pass of the trunk gives logprobs and values. Logits exist for a chunk of completion positions
 at a time, and backward computes them again instead of keeping them, so memory never holds a full-vocabulary
@@ -7,9 +11,11 @@ tensor for the batch.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +25,7 @@ from looper_trainer.errors import CheckpointError
 from looper_trainer.models import load_base
 from looper_trainer.ppo.batch import MicroBatch, Row, micro_batch
 from looper_trainer.ppo.config import PPOConfig
+from looper_trainer.sampling.transformers import resolve_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,14 +40,17 @@ class PolicyOutput(NamedTuple):
 
 
 class Policy(nn.Module):
-    """LoRA policy, reference policy and value function on one trunk.
+    """Policy, reference policy and value function.
 
     Args:
-        base: a causal language model; it is wrapped in place and its weights stay frozen.
+        base: a causal language model, frozen; it is wrapped in place, or with `train` "full" trained itself.
         lora_rank, lora_alpha: of the adapter on every linear layer but the output head.
         temperature: what logits are divided by, as in sampling.
         logit_chunk_tokens: completion positions whose logits exist at a time.
         activation_checkpointing: compute the trunk's activations again in backward.
+        train: "lora" trains an adapter, "full" every weight.
+        lora_rslora: scale the adapter by alpha / sqrt(rank) (arXiv:2312.03732), for high ranks.
+        compute_dtype: bfloat16 runs matrix products in it, whatever the weights' dtype.
     """
 
     def __init__(
@@ -51,19 +61,24 @@ class Policy(nn.Module):
         temperature: float = 1.0,
         logit_chunk_tokens: int = 1024,
         activation_checkpointing: bool = False,
+        *,
+        train: Literal["lora", "full"] = "lora",
+        lora_rslora: bool = False,
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
-        from peft import LoraConfig, get_peft_model
-
         super().__init__()
-        lora = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=lora_rank,
-            lora_alpha=lora_alpha,
-            lora_dropout=0.0,
-            target_modules="all-linear",
-        )
-        self.model: Any = get_peft_model(base, lora)
-        self.causal_lm: Any = self.model.get_base_model()
+        self.train_what = train
+        self.compute_dtype = compute_dtype or base.dtype
+        self.model: Any
+        self.causal_lm: Any
+        self.reference: Any
+        if train == "full":
+            self.model = self.causal_lm = base
+            self.reference = copy.deepcopy(base).requires_grad_(False).to(self.compute_dtype)
+            base.requires_grad_(True)
+        else:
+            self.model = _with_adapter(base, lora_rank, lora_alpha, lora_rslora)
+            self.causal_lm = self.reference = self.model.get_base_model()
         hidden_size = int(self.causal_lm.config.get_text_config().hidden_size)
         self.value_head = nn.Linear(hidden_size, 1, dtype=torch.float32, device=base.device)
         nn.init.zeros_(self.value_head.weight)
@@ -72,14 +87,21 @@ class Policy(nn.Module):
         self.logit_chunk_tokens = logit_chunk_tokens
         self.activation_checkpointing = activation_checkpointing
         if activation_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         self.eval()
         self._check_architecture()
 
     @classmethod
     def load(cls, config: PPOConfig) -> tuple[Policy, Any]:
         """The policy that `config` describes, before any training, and its tokenizer."""
-        base, tokenizer = load_base(config.model, config.device, config.dtype)
+        place = resolve_device(config.device)
+        compute_dtype = None
+        if config.train == "full":  # steps of 1e-6 vanish in bfloat16 weights
+            base, tokenizer = load_base(config.model, config.device, "float32")
+            if config.dtype == "bfloat16" or (config.dtype == "auto" and place.type == "cuda"):
+                compute_dtype = torch.bfloat16
+        else:
+            base, tokenizer = load_base(config.model, config.device, config.dtype)
         torch.manual_seed(config.seed)
         policy = cls(
             base,
@@ -88,6 +110,9 @@ class Policy(nn.Module):
             config.temperature,
             config.logit_chunk_tokens,
             config.activation_checkpointing,
+            train=config.train,
+            lora_rslora=config.lora_rslora,
+            compute_dtype=compute_dtype,
         )
         return policy, tokenizer
 
@@ -97,30 +122,92 @@ class Policy(nn.Module):
         return self.value_head.weight.device
 
     def adapter_parameters(self) -> list[nn.Parameter]:
-        """The adapter's weights, in a fixed order."""
-        return [p for name, p in self.model.named_parameters() if "lora_" in name]
+        """What is trained besides the value head, in a fixed order: the adapter's weights, or all."""
+        return list(self._trained().values())
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        if self.train_what == "full":
+            return dict(self.causal_lm.named_parameters())
+        return {name: p for name, p in self.model.named_parameters() if "lora_" in name}
+
+    def save_for_sampler(self, folder: Path) -> None:
+        """Write what is trained, for a sampler that has the rest, in the dtype in which both compute."""
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True)
+        if self.train_what == "full":
+            weights, file = self._trained(), "model.safetensors"
+            self.causal_lm.config.save_pretrained(folder)
+        else:
+            weights, file = get_peft_model_state_dict(self.model), "adapter_model.safetensors"
+            self.model.peft_config["default"].save_pretrained(folder)
+        cast = {name: w.detach().to(self.compute_dtype).contiguous() for name, w in weights.items()}
+        save_file(cast, folder / file, metadata={"format": "pt"})
+
+    def save(self, folder: Path) -> None:
+        """Write what is trained: `adapter/` (PEFT's format) or `model/`, and `value_head.safetensors`."""
+        from safetensors.torch import save_file
+
+        if self.train_what == "full":
+            (folder / "model").mkdir(parents=True)
+            self.causal_lm.config.save_pretrained(folder / "model")
+            weights = {name: w.detach().contiguous() for name, w in self._trained().items()}
+            save_file(weights, folder / "model" / "model.safetensors", metadata={"format": "pt"})
+        else:
+            self.model.save_pretrained(folder / "adapter", save_embedding_layers=False)
+        head = {name: weight.contiguous() for name, weight in self.value_head.state_dict().items()}
+        save_file(head, folder / "value_head.safetensors")
+
+    @torch.no_grad()
+    def load_saved(self, folder: Path) -> None:
+        """Put what `save` wrote to `folder` in place.
+
+        Raises:
+            OSError, ValueError, KeyError, RuntimeError: it is not there, or does not fit.
+        """
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        if self.train_what == "full":
+            saved = load_file(folder / "model" / "model.safetensors")
+            mine = self._trained()
+            if saved.keys() != mine.keys():
+                raise ValueError("the weights do not fit the model")
+            for name, weight in mine.items():
+                weight.copy_(saved[name])
+        else:
+            adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+            outcome = set_peft_model_state_dict(self.model, adapter)
+            missing = [name for name in outcome.missing_keys if "lora_" in name]
+            if missing or outcome.unexpected_keys:
+                raise ValueError("the adapter does not fit the model")
+        self.value_head.load_state_dict(load_file(folder / "value_head.safetensors"))
 
     def forward(self, batch: MicroBatch, with_entropy_gradient: bool = False) -> PolicyOutput:
         """Logprobs, entropies and values at the completion tokens of `batch`."""
-        hidden_NH = self._completion_states(batch)
+        hidden_NH = self._completion_states(self.causal_lm, batch)
         targets_N = batch.completion_ids_nT[batch.completion_mask_nT]
-        logprobs_N, entropy_N = self._logprobs(hidden_NH, targets_N, with_entropy_gradient)
+        logprobs_N, entropy_N = self._logprobs(self.causal_lm, hidden_NH, targets_N, with_entropy_gradient)
         values_N = self.value_head(hidden_NH.float())[:, 0]
         return PolicyOutput(*(_unpack(x_N, batch) for x_N in (logprobs_N, entropy_N, values_N)))
 
     def values(self, batch: MicroBatch) -> Tensor:
         """Values (n, T) whose gradient stops at the value head."""
         with torch.no_grad():
-            hidden_NH = self._completion_states(batch)
+            hidden_NH = self._completion_states(self.causal_lm, batch)
         return _unpack(self.value_head(hidden_NH.float())[:, 0], batch)
 
     @torch.no_grad()
     def ref_logprobs(self, batch: MicroBatch) -> Tensor:
-        """Logprobs (n, T) under the reference: the same trunk with its adapter disabled."""
-        with self.model.disable_adapter():
-            hidden_NH = self._completion_states(batch)
+        """Logprobs (n, T) under the reference: the trunk with its adapter disabled, or the frozen copy."""
+        with self._as_reference():
+            hidden_NH = self._completion_states(self.reference, batch)
         targets_N = batch.completion_ids_nT[batch.completion_mask_nT]
-        return _unpack(self._logprobs(hidden_NH, targets_N, with_entropy_gradient=False)[0], batch)
+        return _unpack(self._logprobs(self.reference, hidden_NH, targets_N, False)[0], batch)
+
+    def _as_reference(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.train_what == "full" else self.model.disable_adapter()
 
     @contextmanager
     def updating(self) -> Iterator[None]:
@@ -132,15 +219,15 @@ class Policy(nn.Module):
             self.eval()
 
     def precision(self) -> AbstractContextManager[Any]:
-        """Autocast to bfloat16 where the trunk is bfloat16 (the adapter's own weights stay float32)."""
-        if self.causal_lm.dtype == torch.bfloat16:
+        """Autocast to bfloat16 where that is what is computed in (weights that are trained stay float32)."""
+        if self.compute_dtype == torch.bfloat16:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    def _completion_states(self, batch: MicroBatch) -> Tensor:
+    def _completion_states(self, lm: Any, batch: MicroBatch) -> Tensor:
         """Final hidden states (N, H) in which the N real completion tokens were chosen, row by row."""
         with self.precision():
-            hidden_bSH = self.causal_lm.base_model(
+            hidden_bSH = lm.base_model(
                 input_ids=batch.input_ids_bS,
                 attention_mask=batch.attention_mask(),
                 position_ids=batch.position_ids_bS,
@@ -150,13 +237,13 @@ class Policy(nn.Module):
         return states_NH
 
     def _logprobs(
-        self, hidden_NH: Tensor, targets_N: Tensor, with_entropy_gradient: bool
+        self, lm: Any, hidden_NH: Tensor, targets_N: Tensor, with_entropy_gradient: bool
     ) -> tuple[Tensor, Tensor]:
         with self.precision():
             return chunked_logprobs(
                 hidden_NH,
                 targets_N,
-                self.causal_lm.get_output_embeddings(),
+                lm.get_output_embeddings(),
                 self.temperature,
                 self.logit_chunk_tokens,
                 with_entropy_gradient,
@@ -171,16 +258,31 @@ class Policy(nn.Module):
         packed_nT = self.ref_logprobs(micro_batch(rows, [[0, 1]], self.device))
         for line, row in enumerate(rows):
             text = torch.tensor([[*row.prompt_ids, *row.completion_ids]], device=self.device)
-            with self.precision(), self.model.disable_adapter():
-                logits = self.causal_lm(input_ids=text, use_cache=False).logits[0, 1:-1].float()
+            with self.precision(), self._as_reference():
+                logits = self.reference(input_ids=text, use_cache=False).logits[0, 1:-1].float()
             plain_TV = (logits / self.temperature).log_softmax(dim=-1)
             plain_T = plain_TV.gather(1, text[0, 2:, None])[:, 0]
-            tolerance = 1e-3 if self.causal_lm.dtype == torch.float32 else 0.1
+            tolerance = 1e-3 if self.compute_dtype == torch.float32 else 0.1
             if not torch.allclose(packed_nT[line, : len(plain_T)], plain_T, atol=tolerance, rtol=tolerance):
                 name = type(self.causal_lm).__name__
                 raise CheckpointError(
                     f"{name} does more than causal attention and one output layer; PPO cannot train it yet"
                 )
+
+
+def _with_adapter(base: PreTrainedModel, rank: int, alpha: int, rslora: bool) -> Any:
+    """`base` with a fresh LoRA adapter on every linear layer but the output head."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        use_rslora=rslora,
+    )
+    return get_peft_model(base, lora)
 
 
 def _unpack(x_N: Tensor, batch: MicroBatch) -> Tensor:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from looper_schemas.answers import answers_match, extract_answer
 from looper_schemas.prompt import format_prompt
 from looper_schemas.records import Problem, RolloutRecord, Trajectory
-from looper_schemas.scoring import Arm, FailedQuestion, FinishReason, Question, ScoredQuestion
+from looper_schemas.scoring import FailedQuestion, ScoredQuestion
 from looper_trainer.errors import DataError
 from looper_trainer.ppo.batch import Row
 from looper_trainer.sampling.base import Completion, Sampler, SamplingParams
@@ -52,14 +53,34 @@ def completion_seed(seed: int, step: int, question_id: str, sample: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+@runtime_checkable
+class StreamingSampler(Sampler, Protocol):
+    """A sampler that tells of each prompt as soon as its completions are whole."""
+
+    def sample_iter(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """(index of a prompt, its completions), in the order in which they end."""
+        ...
+
+
 def sample_groups(
     sampler: Sampler, problems: Sequence[Problem], params: SamplingParams, k: int, step: int, seed: int
-) -> list[Group]:
-    """`k` completions of each problem from the sampler's current policy."""
+) -> Iterator[Group]:
+    """`k` completions of each problem from the sampler's current policy, groups in the order they end.
+
+    A streaming sampler is asked with consecutive seeds, which make one request of a question.
+    """
     prompts = [sampler.encode(format_prompt(problem.question)) for problem in problems]
-    seeds = [[completion_seed(seed, step, problem.id, j) for j in range(k)] for problem in problems]
-    completions = sampler.sample(prompts, params, seeds)
-    return [Group(*parts) for parts in zip(problems, prompts, completions, seeds, strict=True)]
+    if isinstance(sampler, StreamingSampler):
+        firsts = [completion_seed(seed, step, problem.id, 0) >> 1 for problem in problems]  # room for + j
+        seeds = [[first + j for j in range(k)] for first in firsts]
+        found = sampler.sample_iter(prompts, params, seeds)
+    else:
+        seeds = [[completion_seed(seed, step, problem.id, j) for j in range(k)] for problem in problems]
+        found = iter(enumerate(sampler.sample(prompts, params, seeds)))
+    for i, completions in found:
+        yield Group(problems[i], prompts[i], completions, seeds[i])
 
 
 def to_rows(groups: Sequence[Group]) -> list[Row]:
@@ -69,21 +90,6 @@ def to_rows(groups: Sequence[Group]) -> list[Row]:
         for group in groups
         for completion in group.completions
     ]
-
-
-def to_question(group: Group) -> Question:
-    """The group as the reward service reads it; arm ids are the indices of the completions."""
-    arms = tuple(
-        Arm(
-            id=str(j),
-            full_text=completion.text,
-            tokens_out=len(completion.token_ids),
-            finish_reason=FinishReason(completion.finish_reason),
-        )
-        for j, completion in enumerate(group.completions)
-    )
-    problem = group.problem
-    return Question(id=problem.id, question=problem.question, gold_answer=problem.answer, arms=arms)
 
 
 def arm_rewards(group: Group, result: ScoredQuestion | FailedQuestion) -> list[float | None]:
@@ -100,8 +106,9 @@ def to_record(
     policy: str,
     scorer_id: str | None,
     reward_mode: str,
+    seeded: bool = True,
 ) -> RolloutRecord:
-    """The group with its rewards, for the trajectory file."""
+    """The group with its rewards, for the trajectory file; seeds that drew nothing are left out."""
     trajectories = tuple(
         Trajectory(
             output=completion.text,
@@ -109,7 +116,7 @@ def to_record(
             reward=reward,
             finish_reason=completion.finish_reason,
             tokens_out=len(completion.token_ids),
-            seed=seed,
+            seed=seed if seeded else None,
         )
         for completion, reward, seed in zip(
             group.completions, arm_rewards(group, result), group.seeds, strict=True

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from looper_trainer.errors import CheckpointError
+from looper_trainer.errors import CheckpointError, ConfigError
 from looper_trainer.sampling.base import Completion, SamplingParams
 from looper_trainer.sampling.vllm_link import Adapter, VLLMLink
 from looper_trainer.sampling.vllm_run import Run
@@ -120,12 +120,13 @@ class VLLMSampler:
         """The supervised server, None when servers are given by URL."""
         return self._server
 
-    def load_adapter(self, folder: Path, version: int) -> None:
+    def load_adapter(self, folder: Path, version: int, *, take: bool = False) -> None:
         """Sample from the LoRA adapter saved in `folder` (PEFT's format) from now on.
 
         It is copied and loaded under a name of its own: reloading in place would leave vLLM's prefix cache
         stale, and vLLM may read the files again later, when `folder` has long been overwritten. The adapter
-        before it stays loaded until the next call, the one before that is removed.
+        before it stays loaded until the next call, the one before that is removed. With `take` the folder,
+        which must be on the same file system, is moved instead of copied.
 
         Raises:
             CheckpointError: `folder` holds no LoRA adapter, or one of too high a rank.
@@ -136,11 +137,32 @@ class VLLMSampler:
                 f"{folder}: the adapter has rank {rank}, the server was started for "
                 f"max_lora_rank = {self.settings.max_lora_rank}; raise that setting"
             )
+        if not self.settings.lora:
+            raise ConfigError("this sampler was set up without adapters (lora = False)")
+        self._load(folder, version, take, whole=False)
+
+    def load_weights(self, folder: Path, version: int, *, take: bool = False) -> None:
+        """Sample from the whole model saved in `folder` (safetensors) from now on; see `load_adapter`.
+
+        The server must be ours, started with `whole_weights`.
+
+        Raises:
+            ConfigError: it was not.
+        """
+        if not self.settings.whole_weights or self._server is None:
+            raise ConfigError("whole weights need a server of our own with whole_weights = True")
+        self._load(folder, version, take, whole=True)
+
+    def _load(self, folder: Path, version: int, take: bool, *, whole: bool) -> None:
         name = f"policy-v{version}-{secrets.token_hex(4)}"
-        copy = self.folder / "adapters" / name
-        ignored = shutil.ignore_patterns("*.partial", "optimizer*", "checkpoint-*")
-        shutil.copytree(folder, copy, ignore=ignored)
-        adapter = Adapter(name, copy, version)
+        copy = self.folder / "policies" / name
+        if take:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(copy)
+        else:
+            ignored = shutil.ignore_patterns("*.partial", "optimizer*", "checkpoint-*")
+            shutil.copytree(folder, copy, ignore=ignored)
+        adapter = Adapter(name, copy, version, whole)
         try:
             self._on_every_link(lambda link: link.prepare(adapter, threading.Event()))
         except BaseException:

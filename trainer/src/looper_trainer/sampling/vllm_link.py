@@ -30,11 +30,15 @@ class TryAgain(Exception):
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter under a name that no server has seen before, in a folder that never changes."""
+    """A policy under a name that no server has seen before, in a folder that never changes.
+
+    With `whole`, the folder holds the weights of the whole model instead of a LoRA adapter.
+    """
 
     name: str
     folder: Path
     version: int
+    whole: bool = False
 
 
 def completion_request(
@@ -117,6 +121,7 @@ class VLLMLink:
         self._url = url
         self._say = say
         self._base_model = ""
+        self._holds = ""  # the whole weights that were loaded last, and into which process
         self._control = httpx.Client(timeout=settings.request_timeout_s, trust_env=False)
 
     @property
@@ -129,8 +134,8 @@ class VLLMLink:
         self._control.close()
 
     def model(self, adapter: Adapter | None) -> str:
-        """The name that asks for `adapter`, or for the base model."""
-        return self._base_model if adapter is None else adapter.name
+        """The name that asks for `adapter`, or for the base model, whose place whole weights take."""
+        return self._base_model if adapter is None or adapter.whole else adapter.name
 
     def prepare(self, adapter: Adapter | None, cancelled: Event) -> None:
         """Wait until the server answers, restarting one of ours, and load `adapter` if it lacks it.
@@ -169,6 +174,8 @@ class VLLMLink:
 
     def unload(self, adapter: Adapter) -> None:
         """Remove `adapter` from the server; one that is away, or lacks it, has nothing to remove."""
+        if adapter.whole:
+            return  # the next weights take their place
         try:
             reply = self._control.post(
                 f"{self.url}/v1/unload_lora_adapter", json={"lora_name": adapter.name}, timeout=10.0
@@ -208,7 +215,9 @@ class VLLMLink:
             raise SamplerError(f"vLLM at {self.url} serves {base_models[0]} now, not {self._base_model}")
         if verify:
             self._check_logprobs()
-        if adapter is not None and adapter.name not in cards:
+        if adapter is not None and adapter.whole:
+            self._load_whole(adapter)
+        elif adapter is not None and adapter.name not in cards:
             self._load(adapter)
 
     def _check_logprobs(self) -> None:
@@ -237,6 +246,29 @@ class VLLMLink:
                 f"vLLM at {self.url} cannot load the adapter in {adapter.folder}, a folder that it must be "
                 f"able to read: {_message(reply)}"
             )
+
+    def _load_whole(self, weights: Adapter) -> None:
+        """Put `weights` in the place of the model's own, unless this very process holds them already."""
+        if self.server is None:
+            raise SamplerError(
+                f"{self.url}: whole weights are loaded into a server of our own only, which cannot be "
+                "restarted without our knowing; take it out of urls, or train an adapter"
+            )
+        wanted = f"{weights.name}@{self.server.pid}"
+        if self._holds == wanted:
+            return
+        self._holds = ""
+        order = {"method": "reload_weights", "kwargs": {"weights_path": str(weights.folder)}}
+        # Keys and values of the old weights would answer for the new ones, hence the second call.
+        for path, body in (("/collective_rpc", order), ("/reset_prefix_cache", None)):
+            reply = self._control.post(f"{self.url}{path}", json=body)
+            if reply.status_code != 200:
+                _check(self._control.get(f"{self.url}/health", timeout=10.0), self.url)
+                raise SamplerError(
+                    f"vLLM at {self.url} cannot load the weights in {weights.folder}: {_message(reply)}; see "
+                    "its log, or train an adapter"
+                )
+        self._holds = wanted
 
 
 def _check(reply: httpx.Response, url: str, *, also_retry: tuple[int, ...] = ()) -> None:

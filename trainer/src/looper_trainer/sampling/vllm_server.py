@@ -58,6 +58,12 @@ class VLLMSettings(BaseModel):
 
     python: Path = Path(sys.executable)
     """The interpreter that has vLLM installed."""
+    devices: str | None = None
+    """CUDA_VISIBLE_DEVICES of a server of ours; None leaves the environment's."""
+    lora: bool = True
+    """Serve with run-time adapters; without, the base model alone, which starts and samples faster."""
+    whole_weights: bool = False
+    """Let a server of ours take new weights of the whole model (vLLM's development mode)."""
     start_timeout_s: float = Field(900.0, gt=0)
     max_restarts: int = Field(3, ge=0)
     """Restarts in a row, without a completed question between them, before the run stops."""
@@ -91,8 +97,10 @@ class VLLMSettings(BaseModel):
         rank = next(known for known in _LORA_RANKS if known >= self.max_lora_rank)
         command = [str(self.python), "-m", "vllm.entrypoints.openai.api_server", "--model", model]
         command += ["--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"]
-        # One version samples at a time; the one before it stays for requests that are still running.
-        command += ["--enable-lora", "--max-loras", "1", "--max-cpu-loras", "2", "--max-lora-rank", str(rank)]
+        if self.lora:
+            # One version samples at a time; the one before it stays for requests that are still running.
+            command += ["--enable-lora", "--max-loras", "1", "--max-cpu-loras", "2"]
+            command += ["--max-lora-rank", str(rank)]
         command += ["--logprobs-mode", "processed_logprobs", "--dtype", self.dtype, "--seed", str(self.seed)]
         command += ["--max-num-seqs", str(self.max_num_seqs)]
         if self.gpu_memory_utilization is not None:
@@ -159,6 +167,10 @@ class VLLMServer:
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         }
+        if self.settings.whole_weights:
+            environment["VLLM_SERVER_DEV_MODE"] = "1"  # /collective_rpc and /reset_prefix_cache, on 127.0.0.1
+        if self.settings.devices is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = self.settings.devices
         with self.log_file.open("ab") as log:
             offset = log.tell()
             self._process = subprocess.Popen(

@@ -48,6 +48,7 @@ class FakeVLLM:
     def __init__(self, port: int = 0, model: str = "base", processed: bool = True, lora: bool = True) -> None:
         self.model, self.processed, self.lora = model, processed, lora
         self.adapters: dict[str, str] = {}
+        self.base = self.loaded = "base"  # what samples, and what was put in its place
         self.requests: list[dict] = []
         self.log: list[tuple[str, str]] = []  # (load|unload, adapter name)
         self.faults: list[int | str] = []
@@ -115,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         fake = self.server_state
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"null")
         if self.path == "/v1/completions":
             with fake.lock:
                 fake.in_flight += 1
@@ -125,11 +126,13 @@ class _Handler(BaseHTTPRequestHandler):
             finally:
                 with fake.lock:
                     fake.in_flight -= 1
+        if self.path in ("/collective_rpc", "/reset_prefix_cache"):
+            return self._develop(body)
         if not fake.lora:
             return self._send(404, {"detail": "Not Found"})
         name = body["lora_name"]
         if self.path == "/v1/load_lora_adapter":
-            weights = (Path(body["lora_path"]) / "adapter_model.safetensors").read_text()
+            weights = _weights(Path(body["lora_path"]) / "adapter_model.safetensors")
             if weights == "misfit":
                 return self._error(500, "the adapter's shapes do not fit")
             if name in fake.adapters:
@@ -138,6 +141,19 @@ class _Handler(BaseHTTPRequestHandler):
         elif fake.adapters.pop(name, None) is None:
             return self._error(404, "cannot be found")
         fake.log.append((self.path.split("/")[-1].split("_")[0], name))
+        return self._send(200, {})
+
+    def _develop(self, body: dict | None) -> None:
+        """vLLM's development mode: other weights of the whole model; the prefix cache remembers the old."""
+        fake = self.server_state
+        if os.environ.get("VLLM_SERVER_DEV_MODE") != "1":
+            return self._send(404, {"detail": "Not Found"})
+        if self.path == "/collective_rpc":
+            assert body is not None
+            assert body["method"] == "reload_weights"
+            fake.loaded = _weights(Path(body["kwargs"]["weights_path"]) / "model.safetensors")
+        else:
+            fake.base = fake.loaded
         return self._send(200, {})
 
     def _complete(self, body: dict) -> None:
@@ -162,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(404, f"The model `{body['model']}` does not exist.")
         if body["temperature"] == 0 and body["n"] > 1:
             return self._error(400, "n must be 1 when using greedy sampling")
-        weights = fake.adapters.get(body["model"], "base")
+        weights = fake.adapters.get(body["model"], fake.base)
         choices = []
         for j in range(body["n"]):
             seed = None if body.get("seed") is None else body["seed"] + j
@@ -207,6 +223,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+
+def _weights(file: Path) -> str:
+    """The file's text, or the digest of a real adapter's bytes."""
+    data = file.read_bytes()
+    try:
+        return data.decode("ascii")
+    except UnicodeDecodeError:
+        return hashlib.sha256(data).hexdigest()
 
 
 def _die_if_told() -> None:

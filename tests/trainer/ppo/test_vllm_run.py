@@ -1,0 +1,215 @@
+"""`looper ppo` with a vLLM server that speaks the dialect: what is trained is what samples, whatever dies."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from looper_schemas.prompt import format_prompt
+from looper_schemas.records import Problem, RolloutRecord, read_records, write_records
+from looper_trainer.errors import ConfigError
+from looper_trainer.ppo.checkpoint import step_folder
+from looper_trainer.ppo.config import PPOConfig
+from looper_trainer.ppo.loop import run
+from looper_trainer.sampling.vllm import SamplerError
+from looper_trainer.testing import FakeRewardServer
+
+FAKE_SITE = Path(__file__).parents[1] / "vllm" / "fake_site"
+_spec = importlib.util.spec_from_file_location(
+    "fake_vllm", FAKE_SITE / "vllm" / "entrypoints" / "openai" / "api_server.py"
+)
+assert _spec is not None
+assert _spec.loader is not None
+fake_vllm = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fake_vllm)
+
+STEPS = 3
+
+
+@pytest.fixture
+def config(tiny_model: Path, problems: list[Problem], tmp_path: Path) -> PPOConfig:
+    write_records(tmp_path / "train.jsonl", problems)
+    write_records(tmp_path / "dev.jsonl", problems[:3])
+    return PPOConfig(
+        model=str(tiny_model),
+        train_file=tmp_path / "train.jsonl",
+        dev_file=tmp_path / "dev.jsonl",
+        output=tmp_path / "ppo",
+        run_id="same",
+        sampler="vllm",
+        vllm_seeded=True,
+        batch_size=4,
+        samples_per_question=4,
+        mini_batch_size=2,
+        max_new_tokens=6,
+        learning_rate=1e-2,
+        steps=STEPS,
+        save_every=1,
+        keep_checkpoints=9,
+        eval_every=2,
+        merge=False,
+        device="cpu",
+        dtype="float32",
+        lora_rank=4,
+        lora_alpha=8,
+        score_chunk=1,
+        give_up_after_s=30.0,
+    )
+
+
+@pytest.fixture
+def reward(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRewardServer]:
+    with FakeRewardServer(mode="random", seed=3) as server:
+        monkeypatch.setenv("LOOPER_REWARD_URL", server.url)
+        monkeypatch.setenv("LOOPER_REWARD_KEY", server.key)
+        yield server
+
+
+def metrics_of(config: PPOConfig) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
+
+
+def adapter_digest(config: PPOConfig, step: int) -> str:
+    """SHA-256 of the adapter's file in the checkpoint of `step`: what the fake names its weights by."""
+    file = step_folder(config.output, step) / "adapter" / "adapter_model.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def trajectories(config: PPOConfig, step: int) -> list[RolloutRecord]:
+    return read_records(config.output / "trajectories" / f"step_{step:05d}.jsonl", RolloutRecord)
+
+
+def test_the_version_that_was_trained_is_the_version_that_samples(
+    config: PPOConfig, reward: FakeRewardServer
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    with fake_vllm.FakeVLLM(model=config.model) as vllm:
+        run(config.model_copy(update={"vllm_urls": (vllm.url,)}))
+        loaded = [name for verb, name in vllm.log if verb == "load"]
+        assert [name.split("-")[1] for name in loaded] == ["v0", "v1", "v2", "v3"]
+        by_name = defaultdict(list)
+        for request in vllm.sampled():
+            by_name[request["model"]].append(request)
+        assert set(by_name) == set(loaded)
+    for step in range(1, STEPS + 1):
+        digest = adapter_digest(config, step - 1)
+        for record in trajectories(config, step):
+            prompt = tokenizer(format_prompt(record.question))["input_ids"]
+            for trajectory in record.trajectories:
+                made = fake_vllm.completion(digest, prompt, trajectory.seed, 6)
+                assert trajectory.output == made["text"]
+                assert trajectory.tokens_out == len(made["ids"])
+    assert len({adapter_digest(config, step) for step in range(STEPS + 1)}) == STEPS + 1
+
+
+def test_questions_are_scored_in_chunks_under_keys_of_their_own_and_all_of_it_is_timed(
+    config: PPOConfig, reward: FakeRewardServer
+) -> None:
+    with fake_vllm.FakeVLLM(model=config.model) as vllm:
+        run(config.model_copy(update={"vllm_urls": (vllm.url,)}))
+    assert sorted(request.step for request in reward.requests) == [1] * 4 + [2] * 4 + [3] * 4
+    assert all(len(request.questions) == 1 for request in reward.requests)
+    assert reward.replayed == 0
+    lines = metrics_of(config)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    for line in lines[1:]:
+        assert line["questions_scored"] == 4
+        assert {"sample", "score_wait", "logprobs", "update", "sync"} <= line["seconds"].keys()
+    assert [line.get("dev_accuracy") is not None for line in lines] == [True, False, True, True]
+
+
+def without_seconds(config: PPOConfig) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in metrics_of(config)]
+
+
+def test_a_sampler_that_dies_and_broken_replies_of_both_services_change_no_weight(
+    config: PPOConfig,
+    reward: FakeRewardServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(FAKE_SITE))
+    monkeypatch.setenv("FAKE_VLLM_DIE", str(tmp_path / "die"))
+    calm, troubled = (config.model_copy(update={"output": tmp_path / name}) for name in ("calm", "troubled"))
+    run(calm)
+    (tmp_path / "die").touch()  # our own server's process ends within a request
+    reward.faults.corrupt = 1
+    reward.faults.unavailable = 1
+    reward.faults.dropped = 1
+    run(troubled)
+    said = capfd.readouterr().err
+    assert "vLLM died; restart 1" in said
+    assert said.count("waiting for the reward service") == 3
+    assert without_seconds(calm) == without_seconds(troubled)
+    assert adapter_digest(calm, STEPS) == adapter_digest(troubled, STEPS)
+    assert all(line["questions_failed"] == 0 for line in metrics_of(troubled)[1:])
+
+
+def whole_digest(config: PPOConfig, step: int) -> str:
+    file = step_folder(config.output, step) / "model" / "model.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_whole_weights_that_were_trained_sample_also_after_the_server_has_died(
+    config: PPOConfig, reward: FakeRewardServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    monkeypatch.setenv("PYTHONPATH", str(FAKE_SITE))
+    monkeypatch.setenv("FAKE_VLLM_DIE", str(tmp_path / "die"))
+    (tmp_path / "die").touch()  # a new process has the start's weights until it is given the current ones
+    full = config.model_copy(update={"train": "full", "learning_rate": 1e-3, "dev_file": None})
+    run(full)
+    for step in range(1, STEPS + 1):
+        digest = whole_digest(full, step - 1)
+        for record in trajectories(full, step):
+            prompt = tokenizer(format_prompt(record.question))["input_ids"]
+            for trajectory in record.trajectories:
+                assert trajectory.output == fake_vllm.completion(digest, prompt, trajectory.seed, 6)["text"]
+    assert len({whole_digest(full, step) for step in range(STEPS + 1)}) == STEPS + 1
+    lines = metrics_of(full)
+    assert lines[0]["kl_k3"] == 0.0
+    assert lines[-1]["kl_k3"] > 0.0
+    start = AutoModelForCausalLM.from_pretrained(full.model)
+    result = AutoModelForCausalLM.from_pretrained(full.output / "merged")
+    assert AutoTokenizer.from_pretrained(full.output / "merged").eos_token == tokenizer.eos_token
+    moved = [
+        float((a - b).detach().abs().max())
+        for a, b in zip(start.parameters(), result.parameters(), strict=True)
+    ]
+    assert all(0 < change < 1e-2 for change in moved)
+
+
+def test_a_sampler_that_stays_away_saves_the_run_and_resume_goes_on_to_the_same_weights(
+    config: PPOConfig, reward: FakeRewardServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm, paused = (config.model_copy(update={"output": tmp_path / name}) for name in ("calm", "paused"))
+    with fake_vllm.FakeVLLM(model=config.model) as vllm:
+        run(calm.model_copy(update={"vllm_urls": (vllm.url,)}))
+    with fake_vllm.FakeVLLM(model=config.model) as vllm:
+        given = paused.model_copy(update={"vllm_urls": (vllm.url,)})
+        run(given.model_copy(update={"steps": 1}))
+        vllm.always = 400
+        with pytest.raises(SamplerError, match=r"refuses"):
+            run(given.model_copy(update={"resume": True}))
+        vllm.always = None
+        run(given.model_copy(update={"resume": True}))
+    assert adapter_digest(calm, STEPS) == adapter_digest(paused, STEPS)
+
+
+def test_vllm_settings_that_cannot_be_are_refused_in_one_line(config: PPOConfig) -> None:
+    with pytest.raises(ConfigError, match="http"):
+        config.model_copy(update={"vllm_urls": ("localhost:8000",)}).vllm_settings()
+    with pytest.raises(ValueError, match="vllm_args"):
+        PPOConfig(vllm_args="--a 'open")
