@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -43,3 +44,15 @@ def test_another_folder_is_one_line_and_exit_code_2(
 ) -> None:
     assert prove.main([str(tmp_path)]) == 2
     assert "run export_public.py first" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bwrap")
+def test_the_copy_sees_nothing_of_a_hidden_folder_and_writes_nowhere_else(tree: Path, tmp_path: Path) -> None:
+    hidden, outside = tmp_path / "private", tmp_path / "outside"
+    hidden.mkdir()
+    outside.mkdir()
+    (hidden / "secret.py").write_text("x = 1\n")
+    look = "import os, sys\nsys.exit(len(os.listdir({!r})) + os.access({!r}, os.W_OK))\n"
+    (tree / "ok.py").write_text(look.format(str(hidden), str(outside)))
+    assert prove.prove(tree, ["test"]) == ["make test: exit code 2"]
+    assert prove.prove(tree, ["test"], hidden=[hidden]) == []
