@@ -24,22 +24,22 @@ COPY shared_schemas/src /src/shared_schemas/src
 COPY reward_service/pyproject.toml reward_service/README.md reward_service/LICENSE /src/reward_service/
 COPY reward_service/src /src/reward_service/src
 RUN /opt/looper/bin/pip install --no-cache-dir --constraint /src/constraints.txt \
-        /src/shared_schemas '/src/reward_service[offline]' \
+        /src/shared_schemas '/src/reward_service[offline,postgresql]' \
     && /opt/looper/bin/pip uninstall --yes pip setuptools \
     && find /opt/looper -name __pycache__ -prune -exec rm -rf {} + \
-    && install --directory --owner 65532 --group 65532 --mode 0700 /state
+    && install --directory --owner 65532 --group 65532 --mode 0700 /state /state/reward
 
 FROM ${FINAL_BASE}
 COPY --from=build /opt/looper /opt/looper
-COPY --from=build --chown=65532:65532 /state /var/lib/reward-service
+COPY --from=build --chown=65532:65532 /state /var/lib/looper
 # hadolint ignore=DL3064
-ENV REWARD_SERVICE_HOME=/var/lib/reward-service \
+ENV REWARD_SERVICE_HOME=/var/lib/looper/reward \
     HF_HUB_OFFLINE=1 \
     TOKENIZERS_PARALLELISM=false \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 USER 65532:65532
-VOLUME /var/lib/reward-service
+VOLUME /var/lib/looper/reward
 EXPOSE 8080
 HEALTHCHECK --interval=15s --timeout=5s --start-period=120s --retries=3 \
     CMD ["/opt/looper/bin/python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/livez', timeout=4)"]

@@ -75,7 +75,7 @@ def prove(
 
 
 def confinement(place: Path, hidden: Sequence[Path]) -> list[str]:
-    """The words before a command that let it write below `place` alone and find each `hidden` folder empty."""
+    """The words before a command that run it able to write below `place` only, each `hidden` folder empty."""
     words = ["bwrap", "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--ro-bind", "/", "/"]
     words += ["--dev", "/dev", "--proc", "/proc"]
     for folder in hidden:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,20 @@ from typing import Any
 import pytest
 import yaml
 
+from reward_service import compose as compose_init
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
-PRIVATE_SERVICES = ("reward-service", "reward-service-gpu")
+REPLICAS = tuple(f"reward-replica-{number}" for number in range(1, compose_init.REPLICAS + 1))
+# Which networks each of these may be on; everything else stays off the inner ones.
+INNER: dict[str, set[str]] = {
+    "gateway": {"edge", "inside"},
+    "reward-service": {"inside"},
+    "reward-service-gpu": {"inside"},
+    **{name: {"inside", "database"} for name in REPLICAS},
+    "postgres": {"database"},
+}
+ALONE = ("reward-service-gpu", "keys")  # never run beside `reward-service`, or only for a moment
 DOCKERFILES = ("reward_service", "trainer")
 
 
@@ -21,9 +33,19 @@ def violations(compose: dict[str, Any]) -> Iterator[str]:
     """Everything in a parsed compose file that the policy forbids, as `service: what`."""
     for name, service in compose["services"].items():
         yield from (f"{name}: {what}" for what in _of_service(name, service, compose))
-    inside = compose["networks"].get("inside") or {}
-    if inside.get("internal") is not True:
-        yield "inside: has a route out"
+    for name in ("inside", "database"):
+        if (compose["networks"].get(name) or {}).get("internal") is not True:
+            yield f"{name}: has a route out"
+    writers: dict[str, list[str]] = {}
+    for name, service in compose["services"].items():
+        for volume in service.get("volumes", []):
+            folder, _, rest = str(volume).partition(":")
+            if folder.startswith("./docker/state/") and not rest.endswith(":ro"):
+                writers.setdefault(folder, []).append(name)
+    for folder, several in writers.items():
+        together = [name for name in several if name not in ALONE]
+        if len(together) > 1:
+            yield f"{folder}: is written by {' and '.join(together)}"
     for name, secret in compose["secrets"].items():
         if not str(secret.get("file", "")).startswith("./docker/secrets/"):
             yield f"{name}: is no file of docker/secrets"
@@ -55,15 +77,15 @@ def _of_service(name: str, service: dict[str, Any], compose: dict[str, Any]) -> 
             yield "publishes a port beside the gateway"
     for volume in service.get("volumes", []):
         source = str(volume).split(":")[0]
-        if not source.startswith("./") and source not in compose["volumes"]:
+        if not source.startswith("./") and source not in compose.get("volumes", {}):
             yield f"mounts {source} of the host"
         if ".." in source:
             yield f"mounts {source} outside this folder"
     networks = service.get("networks") or []
-    if "inside" in networks and name != "gateway" and set(networks) != {"inside"}:
+    if name in INNER and set(networks) != INNER[name]:
+        yield f"is on {', '.join(sorted(networks))}, not on {', '.join(sorted(INNER[name]))}"
+    if name not in INNER and {"inside", "database"} & set(networks):
         yield "leads from the inside out"
-    if name in PRIVATE_SERVICES and set(networks) != {"inside"}:
-        yield "is not on the inside alone"
     if not networks and service.get("network_mode") != "none":
         yield "is on the default network"
     for key, value in (service.get("environment") or {}).items():
@@ -133,7 +155,22 @@ PLANTED: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     (
         "the service with a way out",
         _set("reward-service", "networks", ["inside", "edge"]),
-        "is not on the inside alone",
+        "is on edge, inside, not on inside",
+    ),
+    (
+        "the database within the gateway's reach",
+        _set("postgres", "networks", ["inside"]),
+        "is on inside, not on database",
+    ),
+    (
+        "a replica that writes the folder of all",
+        _set("reward-replica-2", "volumes", ["./docker/state/reward:/var/lib/looper/reward"]),
+        "is written by reward-service and reward-replica-2",
+    ),
+    (
+        "two replicas with one folder",
+        _set("reward-replica-2", "volumes", ["./docker/state/replica-1:/var/lib/looper/replica-1"]),
+        "is written by reward-replica-1 and reward-replica-2",
     ),
     ("a trainer on the inside", _set("trainer", "networks", ["inside", "edge"]), "leads from the inside out"),
     ("the default network", _without("eval", "networks"), "is on the default network"),
@@ -172,23 +209,47 @@ def test_the_policy_sees_an_inside_with_a_route_out_and_a_secret_elsewhere() -> 
 
 
 def test_there_is_one_way_in_and_the_trainer_takes_it() -> None:
-    assert [n for n, s in COMPOSE["services"].items() if "inside" in (s.get("networks") or [])] == [
-        "gateway", "reward-service", "reward-service-gpu",
-    ]  # fmt: skip
+    inside = [
+        name for name, service in COMPOSE["services"].items() if "inside" in service.get("networks", [])
+    ]
+    assert inside == ["gateway", "reward-service", "reward-service-gpu", *REPLICAS]
+    for name in inside[1:]:
+        assert COMPOSE["services"][name]["networks"]["inside"]["aliases"] == ["reward"]
+    assert COMPOSE["services"]["gateway"]["environment"]["LOOPER_REWARD_HOST"] == "reward"
     environment = COMPOSE["services"]["trainer"]["environment"]
     assert environment["LOOPER_REWARD_URL"] == "https://gateway:8443"
     assert environment["LOOPER_REWARD_KEY_FILE"] == "/run/secrets/trainer.key"
 
 
-def test_every_profile_of_the_service_is_one_that_init_offers() -> None:
-    init = (ROOT / "docker/init.sh").read_text(encoding="utf-8")
-    offered = re.search(r"case \"\$kind\" in (\S+)\)", init)
-    assert offered
-    profiles = {COMPOSE["services"][name]["profiles"][0] for name in PRIVATE_SERVICES}
-    assert profiles == set(offered[1].split("|"))
-    written = set(re.findall(r"^(\w+)=", init.split("<<ENV")[1], re.MULTILINE)) - {"COMPOSE_PROFILES"}
-    read = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text(encoding="utf-8")))
-    assert written <= read
+@pytest.mark.parametrize("profile", compose_init.Profile)
+def test_what_init_writes_is_what_the_services_of_its_profile_ask_for(
+    profile: compose_init.Profile, tmp_path: Path
+) -> None:
+    shutil.copy(ROOT / "docker-compose.yml", tmp_path)
+    compose_init.prepare_project(tmp_path, profile)
+    written = dict(row.split("=") for row in (tmp_path / ".env").read_text().split())
+    assert set(written) - {"COMPOSE_PROFILES"} <= set(
+        re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    )
+    started = [
+        service
+        for service in COMPOSE["services"].values()
+        if written["COMPOSE_PROFILES"] in service.get("profiles", [profile])
+    ]
+    assert len(started) == (4 if profile is compose_init.Profile.REPLICAS else 2)
+    for service in started:
+        for secret in service.get("secrets", []):
+            assert (tmp_path / COMPOSE["secrets"][secret]["file"]).is_file()
+        for volume in service.get("volumes", []):
+            source = str(volume).split(":")[0]
+            assert (tmp_path / source).exists() or source.startswith("./docker/gateway/")
+    database = COMPOSE["services"]["postgres"]["environment"]
+    user, _, where = compose_init.STATE_URL.removeprefix("postgresql+psycopg://").partition("@")
+    assert (user, where.partition("?")[0]) == (
+        database["POSTGRES_USER"], f"postgres:5432/{database['POSTGRES_DB']}",
+    )  # fmt: skip
+    secret = where.partition("passfile=/run/secrets/")[2]
+    assert secret in COMPOSE["services"]["reward-replica-1"]["secrets"]
 
 
 # Dockerfiles
@@ -253,5 +314,7 @@ def test_the_service_image_answers_for_its_health_and_needs_no_way_out() -> None
     words = dict(instructions("reward_service"))
     assert "/livez" in words["HEALTHCHECK"]
     assert "HF_HUB_OFFLINE=1" in words["ENV"]
-    assert "[offline]" in " ".join(rest for word, rest in instructions("reward_service") if word == "RUN")
+    assert "[offline,postgresql]" in " ".join(
+        rest for word, rest in instructions("reward_service") if word == "RUN"
+    )
     assert words["ENTRYPOINT"].startswith('["/opt/looper/bin/python"')

@@ -5,9 +5,6 @@ Needs `haproxy` (on PATH, or the command in LOOPER_HAPROXY) and `openssl`; skips
 
 from __future__ import annotations
 
-import http.client
-import os
-import shlex
 import shutil
 import socket
 import ssl
@@ -17,44 +14,18 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-COMMAND = shlex.split(os.environ.get("LOOPER_HAPROXY", "")) or [shutil.which("haproxy") or ""]
+from reward_service.compose import Profile, prepare_project
+
+from .gateway import COMMAND, ROOT, Gateway, gateway
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("gateway"),
     pytest.mark.skipif(not COMMAND[0] or not shutil.which("openssl"), reason="needs haproxy and openssl"),
 ]
-
-
-class Gateway(NamedTuple):
-    """A running gateway: its two ports, the folder of its certificates, and the server behind it."""
-
-    tls: int
-    mutual: int
-    secrets: Path
-    seen: list[tuple[str, str, int]]
-
-    def context(self, *, certificate: bool = False) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=str(self.secrets / "ca.crt"))
-        if certificate:
-            context.load_cert_chain(self.secrets / "client.crt", self.secrets / "client.key")
-        return context
-
-    def connect(self, port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
-        plain = socket.create_connection(("127.0.0.1", port), timeout=20)
-        return context.wrap_socket(plain, server_hostname="localhost")
-
-    def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> http.client.HTTPResponse:
-        connection = http.client.HTTPSConnection("localhost", self.tls, context=self.context(), timeout=20)
-        connection.request(method, path, body=body or None, headers=headers)
-        reply = connection.getresponse()
-        reply.read()
-        return reply
 
 
 class Behind(BaseHTTPRequestHandler):
@@ -80,67 +51,43 @@ class Behind(BaseHTTPRequestHandler):
         pass
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the real init.sh has run."""
+    """A folder for which the real `reward-service init --compose` has written certificates."""
     folder = tmp_path_factory.mktemp("gateway")
-    (folder / "docker").mkdir()
-    shutil.copy(ROOT / "docker/init.sh", folder / "docker/init.sh")
-    subprocess.run([folder / "docker/init.sh", "cpu"], check=True, capture_output=True)
+    shutil.copy(ROOT / "docker-compose.yml", folder)
+    prepare_project(folder, Profile.CPU)
     return folder
 
 
 @pytest.fixture(scope="module")
-def gateway(workplace: Path) -> Iterator[Gateway]:
+def behind() -> Iterator[ThreadingHTTPServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Behind)
     server.seen = []  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    ports = free_port(), free_port()
-    text = (ROOT / "docker/gateway/haproxy.cfg").read_text()
-    for fixed, port in (("8443", ports[0]), ("9443", ports[1]), ("8080", server.server_address[1])):
-        assert text.count(f":{fixed}") == 1
-        text = text.replace(f":{fixed}", f":{port}")
-    config = workplace / "haproxy.cfg"
-    config.write_text(text)
-    secrets = workplace / "docker/secrets"
-    environment = os.environ | {
-        "LOOPER_BIND": "127.0.0.1",
-        "LOOPER_DNS": "127.0.0.1:53",
-        "LOOPER_REWARD_HOST": "localhost",
-        "LOOPER_SECRETS": str(secrets),
-    }
-    process = subprocess.Popen(
-        [*COMMAND, "-db", "-f", str(config)], env=environment, stdout=subprocess.DEVNULL
-    )
-    running = Gateway(*ports, secrets, server.seen)  # type: ignore[attr-defined]
-    try:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            assert process.poll() is None
-            try:
-                if running.ask("GET", "/v1/info").status == 200:
-                    break
-            except OSError:
-                pass
-            time.sleep(0.2)
-        yield running
-    finally:
-        process.terminate()
-        process.wait(timeout=10)
-        server.shutdown()
-        server.server_close()
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
-def test_a_request_reaches_the_service_without_what_a_caller_says_of_itself(gateway: Gateway) -> None:
-    reply = gateway.ask("POST", "/v1/score", b"x" * 200_000, **{"X-Forwarded-For": "10.0.0.1"})
+@pytest.fixture(scope="module")
+def running(workplace: Path, behind: ThreadingHTTPServer) -> Iterator[Gateway]:
+    with gateway(workplace, workplace / "docker/secrets", ["127.0.0.1"], behind.server_port) as started:
+        yield started
+
+
+@pytest.fixture
+def seen(behind: ThreadingHTTPServer) -> list[tuple[str, str, int]]:
+    """(path, X-Forwarded-For, length) of what reached the server."""
+    return behind.seen  # type: ignore[attr-defined,no-any-return]
+
+
+def test_a_request_reaches_the_service_without_what_a_caller_says_of_itself(
+    running: Gateway, seen: list[tuple[str, str, int]]
+) -> None:
+    reply = running.ask("POST", "/v1/score", b"x" * 200_000, **{"X-Forwarded-For": "10.0.0.1"})
     assert reply.status == 200
-    assert gateway.seen[-1] == ("/v1/score", "", 200_000)
+    assert seen[-1] == ("/v1/score", "", 200_000)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +98,10 @@ def test_a_request_reaches_the_service_without_what_a_caller_says_of_itself(gate
     ],
     ids=["in the headers", "in the body"],
 )
-def test_a_client_that_trickles_is_cut_at_five_seconds(gateway: Gateway, sent: bytes) -> None:
-    with gateway.connect(gateway.tls, gateway.context()) as client:
+def test_a_client_that_trickles_is_cut_at_five_seconds(
+    running: Gateway, seen: list[tuple[str, str, int]], sent: bytes
+) -> None:
+    with running.connect(running.tls, running.context()) as client:
         client.settimeout(0.5)
         began = time.monotonic()
         client.sendall(sent)
@@ -171,19 +120,19 @@ def test_a_client_that_trickles_is_cut_at_five_seconds(gateway: Gateway, sent: b
         taken = time.monotonic() - began
     assert 4.0 < taken < 7.0
     assert reply.startswith(b"HTTP/1.1 408")
-    assert "/trickled" not in {path for path, _, _ in gateway.seen}
+    assert "/trickled" not in {path for path, _, _ in seen}
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_tls_of_today_is_spoken(gateway: Gateway, version: ssl.TLSVersion) -> None:
-    context = gateway.context()
+def test_tls_of_today_is_spoken(running: Gateway, version: ssl.TLSVersion) -> None:
+    context = running.context()
     context.minimum_version = context.maximum_version = version
-    with gateway.connect(gateway.tls, context) as client:
+    with running.connect(running.tls, context) as client:
         assert client.version() == version.name.replace("_", ".")
 
 
-def test_tls_of_yesterday_is_refused(gateway: Gateway) -> None:
-    command = ["openssl", "s_client", "-connect", f"127.0.0.1:{gateway.tls}", "-cipher", "ALL:@SECLEVEL=0"]
+def test_tls_of_yesterday_is_refused(running: Gateway) -> None:
+    command = ["openssl", "s_client", "-connect", f"127.0.0.1:{running.tls}", "-cipher", "ALL:@SECLEVEL=0"]
     old = subprocess.run([*command, "-tls1_1"], input=b"", capture_output=True, check=False, timeout=20)
     new = subprocess.run([*command, "-tls1_2"], input=b"", capture_output=True, check=False, timeout=20)
     assert b"alert protocol version" in old.stderr
@@ -192,38 +141,50 @@ def test_tls_of_yesterday_is_refused(gateway: Gateway) -> None:
     assert b"Cipher is ECDHE" in new.stdout
 
 
-def test_plain_http_is_refused(gateway: Gateway) -> None:
-    with socket.create_connection(("127.0.0.1", gateway.tls), timeout=10) as client:
+def test_plain_http_is_refused(running: Gateway, seen: list[tuple[str, str, int]]) -> None:
+    with socket.create_connection(("127.0.0.1", running.tls), timeout=10) as client:
         client.sendall(b"GET /plain HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"200" not in client.recv(1000)
-    assert "/plain" not in {path for path, _, _ in gateway.seen}
+    assert "/plain" not in {path for path, _, _ in seen}
 
 
-def test_the_mutual_port_refuses_a_client_without_a_certificate(gateway: Gateway) -> None:
+def test_the_mutual_port_refuses_a_client_without_a_certificate(
+    running: Gateway, seen: list[tuple[str, str, int]]
+) -> None:
     request = b"GET /mutual HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
     def ask(context: ssl.SSLContext) -> bytes:
-        with gateway.connect(gateway.mutual, context) as client:
+        with running.connect(running.mutual, context) as client:
             client.sendall(request)
             return client.recv(1000)  # TLS 1.3 tells a client of its refusal only here
 
     with pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"):
-        ask(gateway.context())
-    assert "/mutual" not in {path for path, _, _ in gateway.seen}
-    assert ask(gateway.context(certificate=True)).startswith(b"HTTP/1.1 200")
+        ask(running.context())
+    assert "/mutual" not in {path for path, _, _ in seen}
+    assert ask(running.context(certificate=True)).startswith(b"HTTP/1.1 200")
 
 
-def test_a_method_that_the_contract_lacks_is_refused(gateway: Gateway) -> None:
-    assert gateway.ask("DELETE", "/v1/score").status == 405
-    assert gateway.ask("GET", "/v1/info").status == 200
+def test_a_method_that_the_contract_lacks_is_refused(running: Gateway) -> None:
+    assert running.ask("DELETE", "/v1/score").status == 405
+    assert running.ask("GET", "/v1/info").status == 200
 
 
-def test_init_writes_secrets_for_the_owner_alone_and_keeps_what_is_there(workplace: Path) -> None:
-    secrets = workplace / "docker/secrets"
-    before = {file.name: file.read_bytes() for file in secrets.iterdir()}
-    subprocess.run([workplace / "docker/init.sh", "gpu"], check=True, capture_output=True)
-    assert {file.name: file.read_bytes() for file in secrets.iterdir()} == before
-    assert all(file.stat().st_mode & 0o077 == 0 for file in secrets.iterdir())
-    assert (workplace / ".env").read_text().startswith("COMPOSE_PROFILES=cpu\n")
-    wrong = subprocess.run([workplace / "docker/init.sh", "tpu"], capture_output=True, text=True, check=False)
-    assert (wrong.returncode, wrong.stderr) == (2, "error: tpu: choose cpu or gpu\n")
+def test_every_replica_of_the_name_gets_its_share(workplace: Path, behind: ThreadingHTTPServer) -> None:
+    def serve(address: str) -> ThreadingHTTPServer:
+        server = ThreadingHTTPServer((address, behind.server_port), Behind)
+        server.seen = []  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return server
+
+    servers = [serve("127.0.0.2"), serve("127.0.0.3")]
+    folder = workplace / "replicas"
+    folder.mkdir()
+    addresses = ["127.0.0.2", "127.0.0.3"]
+    with gateway(folder, workplace / "docker/secrets", addresses, behind.server_port) as running:
+        deadline = time.monotonic() + 60
+        while not all(server.seen for server in servers):  # type: ignore[attr-defined]
+            assert running.ask("GET", "/v1/info").status == 200
+            assert time.monotonic() < deadline
+    for server in servers:
+        server.shutdown()
+        server.server_close()

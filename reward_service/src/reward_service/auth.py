@@ -270,6 +270,11 @@ def checksum(body: str) -> str:
 
 
 def _write(home: Path, keys: KeyFile) -> None:
+    if (home / KEYS_FILE).is_symlink():
+        shared = (home / KEYS_FILE).resolve().parent
+        raise StartError(
+            f"{home}: a replica has the keys of {shared}; set REWARD_SERVICE_HOME to that folder"
+        )
     write_atomically(home / KEYS_FILE, keys.model_dump_json(indent=1) + "\n")
 
 

@@ -10,13 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from reward_service import auth
 from reward_service.audit import AUDIT_FILE, AuditBroken, read_records, verify
 from reward_service.auth import KeyRecord, Scope
 from reward_service.errors import StartError
-from reward_service.home import prepare_home
-from reward_service.settings import Settings, load_settings
+from reward_service.home import prepare_home, prepare_replica
+from reward_service.settings import Settings, load_settings, load_settings_of
 
 _DAY_S = 86_400.0
 _SERVE_OPTIONS = ("host", "port", "metrics_port", "tls_certificate", "tls_key", "tls_client_ca")
@@ -40,7 +41,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="reward-service", description="The private reward service.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    init = commands.add_parser("init", help="prepare the folder REWARD_SERVICE_HOME")
+    init = commands.add_parser(
+        "init", help="prepare the folder REWARD_SERVICE_HOME, or all that `docker compose up` needs"
+    )
+    instead = init.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--shares", type=Path, metavar="FOLDER", help="make a replica: pepper, keys and settings of FOLDER"
+    )
+    instead.add_argument(
+        "--compose",
+        choices=("cpu", "gpu", "replicas"),
+        help="write .env, docker/secrets and docker/state of the project instead",
+    )
+    init.add_argument(
+        "--project", type=Path, default=Path("."), metavar="FOLDER", help="with --compose (default: here)"
+    )
     init.set_defaults(command=_init)
 
     serve = commands.add_parser("serve", help="serve until SIGTERM")
@@ -104,7 +119,21 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 def _init(options: argparse.Namespace) -> None:
+    if options.compose is not None:
+        from reward_service.compose import Profile, prepare_project
+
+        prepare_project(options.project, Profile(options.compose))
+        print(f"{options.project / '.env'} and what it needs are ready; next: docker compose up --detach")
+        return
     home = _settings(options).home
+    if options.shares is not None:
+        if load_settings_of(options.shares).state_url is None:
+            raise StartError(
+                f"{options.shares / 'settings.toml'}: replicas share a database; set state_url there first"
+            )
+        prepare_replica(home, options.shares.absolute())
+        print(f"{home} is ready for a replica of {options.shares}")
+        return
     prepare_home(home)
     print(f"{home} is ready; next: {auth.CREATE_COMMAND}")
 

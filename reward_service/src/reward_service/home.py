@@ -14,6 +14,7 @@ from pathlib import Path
 from reward_service.errors import StartError
 
 PEPPER_BYTES = 32
+SHARED = ("pepper", "keys.json", "settings.toml")  # by the replicas of one service
 
 
 def prepare_home(home: Path) -> None:
@@ -31,6 +32,28 @@ def prepare_home(home: Path) -> None:
                         f"{home / 'pepper'}: missing; restore it from a backup or remove keys.json"
                     )
                 write_atomically(home / "pepper", secrets.token_hex(PEPPER_BYTES) + "\n")
+    except OSError as error:
+        raise StartError(f"{home}: {error.strerror}; choose a folder that you may write") from None
+
+
+def prepare_replica(home: Path, shared: Path) -> None:
+    """Make `home` (mode 0700) the folder of a replica: pepper, keys and settings are those of `shared`.
+
+    They are relative links, so that a change in `shared` is a change in every replica, and so that both
+    folders may be moved together. Audit and golden values are the replica's own.
+
+    Raises:
+        StartError: `home` has files of its own by these names, or cannot be made.
+    """
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in SHARED:
+            link, target = home / name, Path(os.path.relpath(shared, home)) / name
+            if link.is_symlink() and link.readlink() == target:
+                continue
+            if link.is_symlink() or link.exists():
+                raise StartError(f"{link}: is the folder's own; give the replica an empty folder")
+            link.symlink_to(target)
     except OSError as error:
         raise StartError(f"{home}: {error.strerror}; choose a folder that you may write") from None
 

@@ -90,6 +90,15 @@ def load_settings(
         StartError: the file cannot be read, or a value is unknown or out of bounds.
     """
     home = Path(environ.get(HOME_VARIABLE, "").strip() or DEFAULT_HOME).expanduser().absolute()
+    return load_settings_of(home, overrides)
+
+
+def load_settings_of(home: Path, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Settings of the folder `home`.
+
+    Raises:
+        StartError: the file cannot be read, or a value is unknown or out of bounds.
+    """
     file = home / "settings.toml"
     values: dict[str, Any] = {}
     try:
