@@ -107,7 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     hidden = None
     if shutil.which("bwrap"):
-        hidden = sorted({*private_places(), *(folder.resolve() for folder in options.hide)})
+        every = {*private_places(), *(folder.resolve() for folder in options.hide)}
+        hidden = sorted(folder for folder in every if not every & set(folder.parents))
     else:
         print("bwrap is missing: the private repository stays visible to the copy", file=sys.stderr)
     targets = [options.only] if options.only else ["test", "demo"]
