@@ -17,7 +17,9 @@ from looper_schemas.answers import answers_match
 
 
 def test_every_grader_has_its_name() -> None:
-    assert set(GRADERS) == {"platinum", "robust", "lm_eval_strict", "lm_eval_flexible"}
+    assert set(GRADERS) == {
+        "platinum", "robust", "lm_eval_strict", "lm_eval_cot_strict", "lm_eval_flexible",
+    }  # fmt: skip
     assert GRADERS["platinum"] is platinum_match
     assert GRADERS["robust"] is robust_match
 
@@ -161,4 +163,5 @@ def test_all_graders_accept_every_gsm8k_gold() -> None:
         gold = json.loads(line)["answer"].split("#### ")[1]
         for name, grader in GRADERS.items():
             # A space after the label: what the prompt of the official rule asks for.
-            assert grader(f"Because.\nAnswer: #### {gold}", gold), (name, gold)
+            text = "The answer is {}." if name == "lm_eval_cot_strict" else "Because.\nAnswer: #### {}"
+            assert grader(text.format(gold), gold), (name, gold)

@@ -80,10 +80,14 @@ def test_run_prints_the_table_and_writes_one_record_for_each_question(
 
 @pytest.mark.slow
 def test_killed_runs_resume_to_the_records_of_an_uninterrupted_one(
-    finished: Path, tiny_models: Models, dataset_file: Path, tmp_path: Path
+    tiny_models: Models, tmp_path: Path
 ) -> None:
-    out, rng, kills = tmp_path / "out", random.Random(), 0
-    command = [sys.executable, "-m", "looper_eval.cli", *arguments(tiny_models, dataset_file, out)]
+    finished, out, rng, kills = tmp_path / "finished", tmp_path / "out", random.Random(), 0
+    questions = tmp_path / "questions.jsonl"
+    rows = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(8 + 2 * KILLS)]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(arguments(tiny_models, questions, finished)) == 0
+    command = [sys.executable, "-m", "looper_eval.cli", *arguments(tiny_models, questions, out)]
     while True:
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
         if kills == KILLS:

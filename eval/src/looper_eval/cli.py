@@ -186,7 +186,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(command=_compare)
     compare.add_argument("folder", type=Path)
     compare.add_argument(
-        "--grader", default="robust", help="robust, platinum, lm-eval-strict or lm-eval-flexible"
+        "--grader",
+        default="robust",
+        help="robust, platinum, lm-eval-strict, lm-eval-cot-strict or lm-eval-flexible",
     )
 
     report = commands.add_parser("report", help="write report.html, report.md and report.json")

@@ -1,6 +1,6 @@
-"""Four graders of one completion: GSM8K-Platinum's official rule, ours, and the two of lm-evaluation-harness.
+"""Graders of one completion: GSM8K-Platinum's official rule, ours, and those of lm-evaluation-harness.
 
-The first and the last two reproduce published rules with their published failures, so that our figures can be
+All but ours reproduce published rules with their published failures, so that our figures can be
 compared with other people's; `robust_match` is the one to believe. A completion without a readable answer is
 wrong under each of them.
 """
@@ -18,6 +18,7 @@ _OFFICIAL_BOX = re.compile(r"\\boxed\{(?:\\text\{)?([^\\{}]+)\}")
 _OFFICIAL_NUMBER = re.compile(r"(?:-|(?<![0-9.]))\.*[0-9][0-9.]*")
 _OFFICIAL_ZEROS = re.compile(r"\.0+$")
 _STRICT = re.compile(r"#### (-?[0-9.,]+)")
+_COT_STRICT = re.compile(r"The answer is (-?[0-9.,]+).")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 _DELETED = str.maketrans("", "", "*#")
 
@@ -53,6 +54,15 @@ def lm_eval_strict(text: str, gold: str) -> bool:
     return found is not None and _lm_eval_form(found[1]) == _lm_eval_form(gold)
 
 
+def lm_eval_cot_strict(text: str, gold: str) -> bool:
+    """`strict-match` for gsm8k_cot: the first "The answer is n" with one more character, as a string.
+
+    Where nothing follows the number, its own last character is that one: `The answer is 72` reads 7.
+    """
+    found = _COT_STRICT.search(text)
+    return found is not None and _lm_eval_form(found[1]) == _lm_eval_form(gold)
+
+
 def lm_eval_flexible(text: str, gold: str) -> bool:
     """lm-evaluation-harness `flexible-extract` for gsm8k: the last run of digits, as a string."""
     numbers = [found[0] for found in _FLEXIBLE.finditer(text)]
@@ -63,6 +73,7 @@ GRADERS: dict[str, Grader] = {
     "platinum": platinum_match,
     "robust": robust_match,
     "lm_eval_strict": lm_eval_strict,
+    "lm_eval_cot_strict": lm_eval_cot_strict,
     "lm_eval_flexible": lm_eval_flexible,
 }
 
