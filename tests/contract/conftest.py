@@ -1,7 +1,8 @@
-"""The services that the contract suite runs against: the public fake server, the private one if installed."""
+"""The services of the contract suite: the public fake server, the template, the private one if installed."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import socket
@@ -15,7 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from looper_schemas.scoring import Disclosure
+from looper_schemas.scoring import Disclosure, RewardMode
+from looper_trainer.serving import RewardServer
 from looper_trainer.testing import FakeRewardServer
 
 
@@ -41,10 +43,27 @@ def private_command() -> list[str] | None:
     return [found] if found else None
 
 
-@pytest.fixture(scope="session", params=["public fake", "private service"])
+def template() -> RewardServer:
+    """The private service that docs/bring-your-own-reward.md starts from."""
+    path = Path(__file__).parents[2] / "examples/private_service/my_reward.py"
+    spec = importlib.util.spec_from_file_location("my_reward", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    ranges = dict.fromkeys(RewardMode, (module.WRONG, module.RIGHT + module.AGREEMENT))
+    server: RewardServer = module.MyReward("template", ranges, key="full-key", reward_key="reward-key")
+    return server
+
+
+@pytest.fixture(scope="session", params=["public fake", "template", "private service"])
 def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     if request.param == "public fake":
         with FakeRewardServer(key="full-key", reward_key="reward-key") as server:
+            yield Service(server.url, "full-key", "reward-key")
+        return
+    if request.param == "template":
+        with template() as server:
             yield Service(server.url, "full-key", "reward-key")
         return
     command = private_command()

@@ -1,4 +1,4 @@
-"""A headless Chromium over the W3C WebDriver protocol: just what the report's tests drive.
+"""A headless Chromium over the W3C WebDriver protocol: just what the tests of our pages drive.
 
 Chromium and its driver come with the operating system (Debian: `chromium chromium-driver`); where they are
 missing, `start` skips the test.
@@ -60,7 +60,32 @@ class Browser:
 
     def open(self, page: Path, fragment: str = "") -> None:
         """Show `page`."""
-        self._send("POST", f"{self._session}/url", {"url": page.resolve().as_uri() + fragment})
+        self.visit(page.resolve().as_uri() + fragment)
+
+    def visit(self, url: str) -> None:
+        """Show the page at an address."""
+        self._send("POST", f"{self._session}/url", {"url": url})
+
+    def press(self, key: str) -> None:
+        """Press and release one key (a character, or a code point of WebDriver) where the focus is."""
+        strokes = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
+        body = {"actions": [{"type": "key", "id": "keyboard", "actions": strokes}]}
+        self._send("POST", f"{self._session}/actions", body)
+
+    def axe(self, script: Path, *, dark: bool) -> list[str]:
+        """What axe-core (its `axe.min.js`) finds on the page in one colour scheme: rule and element."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._cdp("Emulation.setEmulatedMedia", {"features": [scheme]})
+        self.run(script.read_text(encoding="utf-8"))
+        ask = "const done = arguments[0]; axe.run().then(done, error => done(String(error)))"
+        result = self._send("POST", f"{self._session}/execute/async", {"script": ask, "args": []})
+        assert isinstance(result, dict), result
+        assert len(result["passes"]) > 10
+        return [
+            f"{broken['id']}: {node['html'][:120]}"
+            for broken in result["violations"]
+            for node in broken["nodes"]
+        ]
 
     def run(self, script: str, *arguments: Any) -> Any:
         """What the JavaScript function body `script` returns."""
@@ -88,9 +113,13 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._cdp("Emulation.setEmulatedMedia", {"features": [scheme]})
 
-    def screenshot(self, path: Path) -> None:
-        """Write what is seen to `path` as PNG."""
-        path.write_bytes(base64.b64decode(self._send("GET", f"{self._session}/screenshot")))
+    def screenshot(self, path: Path, *, whole: bool = False) -> None:
+        """Write what is seen to `path` as PNG, or the whole page."""
+        if whole:
+            shot = self._cdp("Page.captureScreenshot", {"captureBeyondViewport": True})["data"]
+        else:
+            shot = self._send("GET", f"{self._session}/screenshot")
+        path.write_bytes(base64.b64decode(shot))
 
     def complaints(self) -> list[str]:
         """Errors and warnings on the console since the last call, broken policies included."""
@@ -102,8 +131,8 @@ class Browser:
         found = self._send("POST", f"{self._session}/element", body)
         return f"{self._session}/element/{found[_ELEMENT]}"
 
-    def _cdp(self, command: str, parameters: dict[str, Any]) -> None:
-        self._send("POST", f"{self._session}/goog/cdp/execute", {"cmd": command, "params": parameters})
+    def _cdp(self, command: str, parameters: dict[str, Any]) -> Any:
+        return self._send("POST", f"{self._session}/goog/cdp/execute", {"cmd": command, "params": parameters})
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         reply = self._http.request(method, path, json=body).json()["value"]

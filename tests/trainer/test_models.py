@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from looper_trainer.config import load_config
 from looper_trainer.errors import CheckpointError, UserError
-from looper_trainer.models import MergeConfig, load_base, merge_adapter, remove_dropout, run_merge
+from looper_trainer.merge import MergeConfig
+from looper_trainer.merge import run as run_merge
+from looper_trainer.models import load_base, merge_adapter, remove_dropout
 
 
 def save_base(folder: Path, dtype: torch.dtype = torch.float32, hidden_size: int = 16) -> LlamaForCausalLM:

@@ -1,7 +1,7 @@
-"""The `looper` command: one subcommand for each stage, its options generated from the stage's settings.
+"""The `looper` command: a subcommand for each entry of `commands`, its options generated from its settings.
 
-Options are the fields of the stage's configuration model, with their descriptions and defaults, so that a
-setting exists in the file, on the command line and in the help, or not at all. Stages are imported when
+Options are the fields of the command's configuration model, with their descriptions and defaults, so that a
+setting exists in the file, on the command line and in the help, or not at all. Commands are imported when
 they are asked for: `looper --help` needs no training library.
 """
 
@@ -10,8 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import types
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
@@ -20,88 +19,13 @@ from pydantic.fields import FieldInfo
 
 from looper_schemas.records import RecordError
 from looper_trainer import __version__
+from looper_trainer.commands import COMMANDS, STAGES, TOOLS, Command, action_of, settings_of
+from looper_trainer.completion import CompletionConfig, script
 from looper_trainer.config import StageConfig, load_config, unknown_key
 from looper_trainer.errors import ConfigError, UserError
 
 _TRAINING_LIBRARIES = {"torch", "transformers", "trl", "peft", "accelerate", "datasets"}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A subcommand. `config` imports its settings, `run` the stage itself: help needs the former only."""
-
-    summary: str
-    config: Callable[[], type[StageConfig]]
-    run: Callable[[Any], None]
-
-
-def _prepare_data() -> type[StageConfig]:
-    from looper_trainer.data import PrepareDataConfig
-
-    return PrepareDataConfig
-
-
-def _run_prepare_data(config: Any) -> None:
-    from looper_trainer.data import run
-
-    run(config)
-
-
-def _sft() -> type[StageConfig]:
-    from looper_trainer.sft import SFTStageConfig
-
-    return SFTStageConfig
-
-
-def _run_sft(config: Any) -> None:
-    from looper_trainer.sft import run
-
-    run(config)
-
-
-def _rollouts() -> type[StageConfig]:
-    from looper_trainer.rollouts import RolloutsConfig
-
-    return RolloutsConfig
-
-
-def _run_rollouts(config: Any) -> None:
-    from looper_trainer.rollouts import run
-
-    run(config)
-
-
-def _ppo() -> type[StageConfig]:
-    from looper_trainer.ppo.config import PPOConfig
-
-    return PPOConfig
-
-
-def _run_ppo(config: Any) -> None:
-    from looper_trainer.ppo.loop import run
-
-    run(config)
-
-
-def _merge() -> type[StageConfig]:
-    from looper_trainer.models import MergeConfig
-
-    return MergeConfig
-
-
-def _run_merge(config: Any) -> None:
-    from looper_trainer.models import run_merge
-
-    run_merge(config)
-
-
-STAGES = {
-    "prepare-data": Stage("split GSM8K into a train and a dev file", _prepare_data, _run_prepare_data),
-    "sft": Stage("teach a base model the solution format (supervised fine-tuning)", _sft, _run_sft),
-    "rollouts": Stage("sample solutions of every question and have them scored", _rollouts, _run_rollouts),
-    "ppo": Stage("train with PPO on the reward service's scores", _ppo, _run_ppo),
-    "merge": Stage("merge a LoRA adapter into a plain model folder", _merge, _run_merge),
-}
+_WATCHING_LIBRARIES = {"tensorboard", "wandb"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, RecordError) as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library in _WATCHING_LIBRARIES:
+            return _fail(f"this needs {library}; run: pip install {library}")
         if error.name not in _TRAINING_LIBRARIES:
             raise
         return _fail(f"this stage needs {error.name}; run: pip install 'looper-trainer[train]'")
@@ -133,27 +60,38 @@ def _dispatch(arguments: list[str]) -> None:
         print(_overview())
     elif arguments[0] == "--version":
         print(f"looper {__version__}")
-    elif arguments[0] not in STAGES:
-        raise ConfigError(unknown_key(arguments[0], STAGES, "command"))
+    elif arguments[0] not in COMMANDS:
+        raise ConfigError(unknown_key(arguments[0], COMMANDS, "command"))
     else:
-        name, stage = arguments[0], STAGES[arguments[0]]
-        config = read_config(name, stage.config(), arguments[1:])
+        config = read_config(arguments[0], settings_of(arguments[0]), arguments[1:])
         if config is not None:
-            stage.run(config)
+            action_of(arguments[0])(config)
 
 
 def _overview() -> str:
-    width = max(map(len, STAGES))
-    lines = [f"  {name:<{width}}  {stage.summary}" for name, stage in STAGES.items()]
+    width = max(map(len, COMMANDS))
+
+    def listed(commands: dict[str, Command]) -> list[str]:
+        return [f"  {name:<{width}}  {command.summary}" for name, command in commands.items()]
+
     return "\n".join(
         [
             "usage: looper COMMAND [--config FILE.toml] [--SETTING VALUE ...]",
             "",
-            *lines,
+            "stages of a run:",
+            *listed(STAGES),
             "",
-            "`looper COMMAND --help` lists the settings of a command; a file holds them in tables",
-            "[prepare_data], [sft], [rollouts], [ppo], [merge]. The reward service is found by",
-            "LOOPER_REWARD_URL and LOOPER_REWARD_KEY (or LOOPER_REWARD_KEY_FILE).",
+            "around it:",
+            *listed(TOOLS),
+            "",
+            "examples:",
+            "  looper doctor              is this machine ready?",
+            "  looper run run.toml        every stage of a file",
+            "  looper ppo --help          the settings of one of them, with examples",
+            "",
+            "A file holds the settings of the stages in tables [prepare_data], [sft], [rollouts], [ppo],",
+            "[merge]. The reward service is found by LOOPER_REWARD_URL and LOOPER_REWARD_KEY (or",
+            "LOOPER_REWARD_KEY_FILE).",
         ]
     )
 
@@ -171,19 +109,25 @@ def read_config(name: str, kind: type[StageConfig], arguments: Sequence[str]) ->
     Raises:
         ConfigError: unknown option or bad value.
     """
+    command = COMMANDS[name]
     parser = _Parser(
         prog=f"looper {name}",
         description=(kind.__doc__ or "").split("\n\n")[0],
+        epilog=_examples(command),
+        formatter_class=_Formatter,
         allow_abbrev=False,
         add_help=False,
     )
     parser.add_argument("-h", "--help", action="store_true", help="print this and exit")
-    parser.add_argument(
-        "--config", metavar="FILE.toml", type=Path, help=f"settings in a table [{kind.table()}]"
-    )
+    if command.from_file:
+        text = f"settings in a table [{kind.table()}]"
+        parser.add_argument("--config", metavar="FILE.toml", type=Path, help=text)
     for field, info in kind.model_fields.items():
         _add_option(parser, field, info)
-    known, others = parser.parse_known_args(list(arguments))
+    arguments = list(arguments)
+    if command.positional is not None and arguments and not arguments[0].startswith("-"):
+        arguments[:1] = [f"--{_dashed(command.positional)}", arguments[0]]
+    known, others = parser.parse_known_args(arguments)
     if known.help:
         parser.print_help()
         return None
@@ -193,9 +137,32 @@ def read_config(name: str, kind: type[StageConfig], arguments: Sequence[str]) ->
             raise ConfigError(unknown_key(typed, [_dashed(field) for field in kind.model_fields], "option"))
         raise ConfigError(f"unexpected argument: {other}; see looper {name} --help")
     overrides = {field: getattr(known, field) for field in kind.model_fields}
-    return load_config(
-        kind, known.config, {key: value for key, value in overrides.items() if value is not None}
-    )
+    given = {key: value for key, value in overrides.items() if value is not None}
+    return load_config(kind, known.config if command.from_file else None, given)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Room for long option names, and examples as they were written."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=36)
+
+
+def _examples(command: Command) -> str:
+    lines = [f"  {line}" + (f"\n      {what}" if what else "") for line, what in command.examples]
+    return "\n".join(["examples:", *lines])
+
+
+def print_completion(config: CompletionConfig) -> None:
+    """`looper completion`: print the script for a shell."""
+    found = {}
+    for name, command in COMMANDS.items():
+        fields = settings_of(name).model_fields
+        options = {f"--{_dashed(field)}": info.description or field for field, info in fields.items()}
+        if command.from_file:
+            options = {"--config": "settings in a TOML file", **options}
+        found[name] = (command.summary, options)
+    print(script(config.shell, found), end="")
 
 
 def _dashed(field: str) -> str:

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import ConfigDict
 from torch import nn
 
-from looper_trainer.config import StageConfig
 from looper_trainer.errors import CheckpointError, UserError
 from looper_trainer.sampling.transformers import one_line, require_checkpoint, resolve_device, resolve_dtype
 
@@ -18,19 +16,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
-
-
-class MergeConfig(StageConfig):
-    """Merge a LoRA adapter into its base model."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    adapter: Path = Path("checkpoints/ppo_rl/adapter")
-    """folder of the adapter"""
-    base: str | None = None
-    """model it belongs to; none: the one it says it was trained on"""
-    output: Path = Path("checkpoints/ppo_rl/merged")
-    """folder of the plain model"""
 
 
 def load_base(
@@ -68,12 +53,6 @@ def remove_dropout(model: nn.Module) -> None:
         for name in ("attention_dropout", "dropout"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
-
-
-def run_merge(config: MergeConfig) -> None:
-    """`looper merge`: write the base model with the adapter merged into it to `config.output`."""
-    merge_adapter(config.adapter, config.output, config.base)
-    print(f"merged {config.adapter} into {config.output}")
 
 
 def merge_adapter(adapter: Path, output: Path, base: str | None = None) -> None:
