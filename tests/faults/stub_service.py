@@ -18,8 +18,6 @@ from reward_service.batching import Result
 from reward_service.serve import server_config
 from reward_service.settings import Settings
 
-SECONDS_A_BATCH = 0.005
-
 
 def expected_reward(text: str) -> float:
     """The reward of a text: a number in [0, 1) that only this text has."""
@@ -30,6 +28,7 @@ class StubScorer:
     """Deterministic, and slow enough to be killed in the middle of a batch."""
 
     scorer_id = "stub-1"
+    seconds_a_batch = 0.005
 
     def reward_range(self, mode: RewardMode) -> RewardRange:
         """See `expected_reward`."""
@@ -37,7 +36,7 @@ class StubScorer:
 
     def score(self, questions: Sequence[Question], mode: RewardMode) -> list[Result]:
         """One result a question."""
-        time.sleep(SECONDS_A_BATCH)
+        time.sleep(self.seconds_a_batch)
         return [self._score(question) for question in questions]
 
     def _score(self, question: Question) -> ScoredQuestion:
