@@ -20,8 +20,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-_DICTIONARY = ["NaN", "Infinity", "-", "1e999", "\\x00", "\\\\u0000", "\\\\ud800", "\\\\udc00", "\\xef\\xbb\\xbf",
-    "\\xff\\xfe", "{}", "[]", "\\\"a\\\":", "true", "null", "\\\\u0061", "1e5", "0.1", "-0", "\\xed\\xa0\\x80"]  # fmt: skip
+_DICTIONARY = [
+    "NaN", "Infinity", "-", "1e999", "\\x00", "\\\\u0000", "\\\\ud800", "\\\\udc00", "\\xef\\xbb\\xbf",
+    "\\xff\\xfe", "{}", "[]", "\\\"a\\\":", "true", "null", "\\\\u0061", "1e5", "0.1", "-0",
+    "\\xed\\xa0\\x80"]  # fmt: skip
 _SEEDS = [
     b'{"a": 1, "b": [true, null, 2.5e3, "x\\u00e9"], "c": {"d": {}}}',
     b'{"contract":"1.0","questions":[{"id":"q","arms":[{"id":"0","full_text":"8"}]}]}',

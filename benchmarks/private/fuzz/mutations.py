@@ -10,15 +10,18 @@ from typing import Any
 from target import CANARY, POISON, Sent
 
 _VALUES: list[Any] = [
-    None, True, False, 0, -1, 1, 2**31, 2**53, 2**63, 10**18, -(10**18), 10**19, 10**400, 0.5, -0.0, 1e308, 5e-324,
+    None, True, False, 0, -1, 1, 2**31, 2**53, 2**63, 10**18, -(10**18), 10**19, 10**400, 0.5, -0.0,
+    1e308, 5e-324,
     float("nan"), float("inf"), float("-inf"), "", " ", "\0", "\ud800", "\udc00\ud800", "\ufeff", "\u202e",
     "\U0001f600", "train", "components", "reward", "arm_gated", "question", "1.0", "2.0", "8", CANARY, [], {},
     [[]], {CANARY: CANARY}, [CANARY] * 3, {"": ""}, "x" * 201, "x" * 2000, {"id": "q", "arms": []},
 ]  # fmt: skip
 _TOKENS: list[bytes] = [
     b"NaN", b"-Infinity", b"1e999", b"-0", b"01", b"0x1", b"1.", b".5", b"\\u0000", b"\\ud800", b"\\udc00",
-    b"\\ud83d\\ude00", b"\0", b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80",
-    b"[", b"]", b"{", b"}", b'"', b"\\", b",", b":", b"\n", b"\x0b", b"null", b"true", b"/*", b"//", b"[" * 40,
+    b"\\ud83d\\ude00", b"\0", b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\xc0\xaf",
+    b"\xf4\x90\x80\x80",
+    b"[", b"]", b"{", b"}", b'"', b"\\", b",", b":", b"\n", b"\x0b", b"null", b"true", b"/*", b"//",
+    b"[" * 40,
     b'{"a":' * 20, b"9" * 30, b'"id":', b'"questions":[', b'"arms":[],', b"\r\n\r\n", CANARY.encode(),
     POISON.encode(), b"%s%n", b"<script>", b"' OR 1=1 --", b"\\u007b",
 ]  # fmt: skip
@@ -37,14 +40,18 @@ _METHODS = [
     "post",
 ]
 _PATHS = [
-    "/livez", "/readyz", "/v1/info", "/v1/score", "/v1/arms/rollout", "/", "", "/docs", "/openapi.json", "/redoc", "/metrics",
+    "/livez", "/readyz", "/v1/info", "/v1/score", "/v1/arms/rollout", "/", "", "/docs",
+    "/openapi.json", "/redoc", "/metrics",
     f"/{CANARY}", "/v1/score/", "//v1/score", "/v1/../v1/score", "/v1/score%00", "/v1/score\0", "/v1/score;a",
     "/V1/SCORE", "/v1/score\n", "/\ufffd", "/v1/" + "a" * 3000, f"/v1/score/{CANARY}", "/livez/", "*",
 ]  # fmt: skip
 _TYPES = [
-    b"application/json", b"application/json; charset=utf-8", b'application/json;charset="UTF-8"', b"text/plain", b"",
-    b"application/json; charset=utf-16", b"multipart/form-data; boundary=x", b"application/x-www-form-urlencoded",
-    b"application/json, text/html", b"application/json;", b"\xff", CANARY.encode(), b"application/octet-stream",
+    b"application/json", b"application/json; charset=utf-8", b'application/json;charset="UTF-8"',
+    b"text/plain", b"",
+    b"application/json; charset=utf-16", b"multipart/form-data; boundary=x",
+    b"application/x-www-form-urlencoded",
+    b"application/json, text/html", b"application/json;", b"\xff", CANARY.encode(),
+    b"application/octet-stream",
 ]  # fmt: skip
 _DEADLINES = [
     b"1",
@@ -62,11 +69,15 @@ _DEADLINES = [
 ]
 _ODD_HEADERS = [
     (b"content-encoding", b"gzip"), (b"content-encoding", b"identity"), (b"transfer-encoding", b"chunked"),
-    (b"expect", b"100-continue"), (b"accept-encoding", b"gzip, br"), (b"range", b"bytes=0-1"), (b"host", CANARY.encode()),
-    (b"x-forwarded-for", CANARY.encode()), (b"cookie", CANARY.encode()), (b"x-http-method-override", b"DELETE"),
-    (b"content-length", b"0"), (b"content-length", b"-1"), (b"content-length", b"99999999999999"), (b"content-length", b"+5"),
+    (b"expect", b"100-continue"), (b"accept-encoding", b"gzip, br"), (b"range", b"bytes=0-1"),
+    (b"host", CANARY.encode()),
+    (b"x-forwarded-for", CANARY.encode()), (b"cookie", CANARY.encode()),
+    (b"x-http-method-override", b"DELETE"),
+    (b"content-length", b"0"), (b"content-length", b"-1"), (b"content-length", b"99999999999999"),
+    (b"content-length", b"+5"),
     (b"content-length", b"\xb2"), (b"origin", CANARY.encode()), (b"x-request-id", CANARY.encode()),
-    (b"traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"), (b"\xff", b"\xff"), (b"", b""), (b"x", b"\0\r\n"),
+    (b"traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"), (b"\xff", b"\xff"),
+    (b"", b""), (b"x", b"\0\r\n"),
 ]  # fmt: skip
 
 
@@ -80,7 +91,7 @@ class Mutator:
         self._good = [*usual, keys["spent"], keys["slow"]]
 
     def request(self) -> Sent:
-        """The next one: usually one part of it is spoiled, and the parts that are looked at later are sound."""
+        """The next one: usually one part of it is spoiled, and what is looked at later is sound."""
         chance = self._random
         spoiled = chance.choices(("tree", "bytes", "head", "nothing"), (40, 35, 20, 5))[0]
         message = self._message()
@@ -203,7 +214,7 @@ class Mutator:
 
     def _spoiled_head(self, body: bytes) -> Sent:
         chance = self._random
-        name, key = chance.choice(list(self._keys.items()))
+        key = chance.choice(list(self._keys.values()))
         token = chance.choice(
             (
                 key,

@@ -1,9 +1,9 @@
 """What two other JSON parsers say of a body, as a check of the strict one.
 
-`verdict` holds `parse_object` to this: whatever it takes, the standard library and pydantic's parser (Rust) take
-too, with the same value; what the standard library takes and it refuses has a reason that can be named. The
-standard library's decoder in Python runs along, because its branches guide a coverage-guided fuzzer, which sees
-nothing of the one in C.
+`verdict` holds `parse_object` to this: whatever it takes, the standard library and pydantic's parser (Rust)
+take too, with the same value; what the standard library takes and it refuses has a reason that can be named.
+The standard library's decoder in Python runs along, because its branches guide a coverage-guided fuzzer,
+which sees nothing of the one in C.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the fuzzers call: the service over a stub scorer, through ASGI, and the judge of its replies.
 
 A reply is wrong when it is missing, has a status of 500 or above, holds anything that the caller sent but the
-ids a 200 reply is keyed by, holds a text of the scorer's exceptions, or is an error that is no constant problem
-of the closed set. A log line is wrong when it holds any of these texts.
+ids a 200 reply is keyed by, holds a text of the scorer's exceptions, or is an error that is no constant
+problem of the closed set. A log line is wrong when it holds any of these texts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from reward_service.logs import SafeFormatter
 from reward_service.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "tests/faults"))
-from stub_service import StubScorer
+from stub_service import StubScorer, expected_reward
+
+__all__ = ["CANARY", "LIMITS", "POISON", "SECRET", "Reply", "Sent", "Target", "expected_reward", "opened"]
 
 CANARY = "canary7141"  # in everything that a fuzzer sends
 SECRET = "secret3663"  # in every exception of the scorer
