@@ -2,7 +2,7 @@
 
     python benchmarks/private/fuzz/fuzz_openapi.py --examples 2000 --keep
 
-All of schemathesis's phases and checks: no server error; status codes, content types and bodies as documented,
+All of its phases and checks: no server error; status codes, content types and bodies as documented,
 where errors are constants; bad data refused, good data accepted; no access without a key.
 The last long run is kept in benchmarks/results/private/fuzz_openapi.json.
 """
