@@ -1,8 +1,12 @@
-"""The service over a scorer that needs no model: `python stub_service.py HOME PORT`, `ready` on stdout."""
+"""The service over a scorer without a model: `python stub_service.py HOME PORT [JSON]`, then `ready`.
+
+JSON holds settings of the service, and how slow the scorer is: `seconds_a_batch`, `seconds_an_arm`.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import socket
 import sys
 import time
@@ -11,10 +15,10 @@ from pathlib import Path
 
 import uvicorn
 
-from looper_schemas.answers import extract_answer
 from looper_schemas.scoring import ArmReward, Question, RewardMode, RewardRange, ScoredQuestion, Scores
 from reward_service.app import create_app
 from reward_service.batching import Result
+from reward_service.logs import configure_logging
 from reward_service.serve import server_config
 from reward_service.settings import Settings
 
@@ -29,6 +33,7 @@ class StubScorer:
 
     scorer_id = "stub-1"
     seconds_a_batch = 0.005
+    seconds_an_arm = 0.0
 
     def reward_range(self, mode: RewardMode) -> RewardRange:
         """See `expected_reward`."""
@@ -36,11 +41,13 @@ class StubScorer:
 
     def score(self, questions: Sequence[Question], mode: RewardMode) -> list[Result]:
         """One result a question."""
-        time.sleep(self.seconds_a_batch)
+        arms = sum(len(question.arms) for question in questions)
+        if self.seconds_a_batch or self.seconds_an_arm:
+            time.sleep(self.seconds_a_batch + arms * self.seconds_an_arm)
         return [self._score(question) for question in questions]
 
     def _score(self, question: Question) -> ScoredQuestion:
-        answers = [extract_answer(arm.full_text or "") for arm in question.arms]
+        answers = [_answer(arm.full_text or "") for arm in question.arms]
         n = len(answers)
         agreeing = sum(
             answers[i] is not None and answers[i] == answers[j] for j in range(n) for i in range(j)
@@ -59,17 +66,28 @@ class StubScorer:
         )
 
 
+def _answer(text: str) -> str | None:
+    _, mark, answer = text.rpartition("####")
+    return answer.strip() if mark else None
+
+
 class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         print("ready", flush=True)
 
 
-def main(home: str, port: str) -> None:
+def main(home: str, port: str, options: str = "{}") -> None:
     """Serve until killed."""
-    settings = Settings(home=Path(home))
-    app = create_app(settings, StubScorer())
-    _Server(server_config(app, settings)).run(sockets=[socket.create_server(("127.0.0.1", int(port)))])
+    values = json.loads(options)
+    scorer = StubScorer()
+    for name in ("seconds_a_batch", "seconds_an_arm"):
+        setattr(scorer, name, values.pop(name, getattr(scorer, name)))
+    settings = Settings(home=Path(home), **values)
+    configure_logging()
+    app = create_app(settings, scorer)
+    listener = socket.create_server(("127.0.0.1", int(port)), backlog=2048)
+    _Server(server_config(app, settings)).run(sockets=[listener])
 
 
 if __name__ == "__main__":
