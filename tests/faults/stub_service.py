@@ -19,7 +19,7 @@ from looper_schemas.scoring import ArmReward, Question, RewardMode, RewardRange,
 from reward_service.app import create_app
 from reward_service.batching import Result
 from reward_service.logs import configure_logging
-from reward_service.serve import server_config
+from reward_service.serve import server_config, tune_interpreter
 from reward_service.settings import Settings
 
 
@@ -54,15 +54,19 @@ class StubScorer:
         )
         s_end = agreeing / (n * (n - 1) / 2) if n > 1 else None
         rewards = [expected_reward(arm.full_text or "") for arm in question.arms]
-        return ScoredQuestion(
+        # Without validation, which the service does not rely on: what is measured here is the service.
+        return ScoredQuestion.model_construct(
             id=question.id,
             reward=sum(rewards) / n if n else 0.0,
             degenerate=False,
-            scores=Scores(s_end=s_end, s_path=None, s_cf=None, s_wm=s_end or 0.0),
+            scores=Scores.model_construct(s_end=s_end, s_path=None, s_cf=None, s_wm=s_end or 0.0),
             correct_flags=tuple(
                 None if question.gold_answer is None else answer == question.gold_answer for answer in answers
             ),
-            arms=tuple(ArmReward(id=a.id, reward=r) for a, r in zip(question.arms, rewards, strict=True)),
+            arms=tuple(
+                ArmReward.model_construct(id=a.id, reward=r)
+                for a, r in zip(question.arms, rewards, strict=True)
+            ),
         )
 
 
@@ -86,6 +90,7 @@ def main(home: str, port: str, options: str = "{}") -> None:
     settings = Settings(home=Path(home), **values)
     configure_logging()
     app = create_app(settings, scorer)
+    tune_interpreter()
     listener = socket.create_server(("127.0.0.1", int(port)), backlog=2048)
     _Server(server_config(app, settings)).run(sockets=[listener])
 

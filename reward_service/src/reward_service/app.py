@@ -6,13 +6,14 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import chain
 
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from looper_schemas.problems import ProblemCode
@@ -29,7 +30,7 @@ from reward_service.limits import KeyLimits
 from reward_service.metrics import Metrics
 from reward_service.readiness import Readiness
 from reward_service.settings import Settings
-from reward_service.state import State
+from reward_service.state import Kept, State, StoreKey
 from reward_service.store import ReplyStore
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,14 @@ def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
         settings.idempotency_ttl_s,
     )
     audit = AuditFile(settings.home)
+
+    async def find(key: StoreKey) -> Kept | None:
+        return None if state.surely_lacks(key) else await asyncio.to_thread(state.find, key)
+
+    async def used(account: str) -> int:
+        known = state.used_as_known(account)
+        return await asyncio.to_thread(state.used, account) if known is None else known
+
     service = Service(
         settings=settings,
         keys=keys,
@@ -70,11 +79,11 @@ def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
         readiness=Readiness(settings.home, engine.scorer_id, batcher, metrics.checked),
         admission=admission,
         metrics=metrics,
-        store=ReplyStore(lambda key: asyncio.to_thread(state.find, key)),
+        store=ReplyStore(find),
         audit=audit,
         state=state,
         ledger=Ledger(audit, state),
-        limits=KeyLimits(lambda account: asyncio.to_thread(state.used, account)),
+        limits=KeyLimits(used),
         digest_key=subkey(read_pepper(settings.home), b"request-digest"),
         info=endpoints.info_body(engine, settings),
     )
@@ -94,7 +103,7 @@ def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
             await asyncio.to_thread(batcher.stop)
             await asyncio.to_thread(service.ledger.stop)
 
-    app = FastAPI(
+    app = _App(
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -109,13 +118,39 @@ def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
         },
     )
     app.state.service = service
-    app.add_middleware(Guard, keys=keys, settings=settings, metrics=metrics)
-    app.add_exception_handler(HTTPException, _to_problem)
-    app.add_api_route(OPEN_PATH, endpoints.livez, methods=["GET"], response_model=None)
-    app.add_api_route("/readyz", endpoints.readyz, methods=["GET"], response_model=None)
-    app.add_api_route("/v1/info", endpoints.info, methods=["GET"], response_model=None)
-    app.add_api_route("/v1/score", endpoints.score, methods=["POST"], response_model=None)
+    add_route(app, "GET", OPEN_PATH, endpoints.livez)
+    add_route(app, "GET", "/readyz", endpoints.readyz)
+    add_route(app, "GET", "/v1/info", endpoints.info)
+    add_route(app, "POST", "/v1/score", endpoints.score)
     return app
+
+
+class _App(FastAPI):
+    """FastAPI behind the guard: not even the layers that FastAPI puts first come before it."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        service: Service = self.state.service
+        inner = super().build_middleware_stack()
+        return Guard(inner, self.routes, service.keys, service.settings, service.metrics)
+
+
+def add_route(
+    app: FastAPI, method: str, path: str, handler: Callable[[Request], Awaitable[Response]]
+) -> None:
+    """Answer `method` at `path`, a path without parameters, by `handler`.
+
+    Without what FastAPI and Starlette put around a function (dependencies, exit stacks, exception handlers):
+    nothing of it is used here, and it costs as much as the rest of a no-op request.
+    """
+
+    class Endpoint:  # Starlette takes what is no function for an ASGI application
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            response = await handler(Request(scope, receive, send))
+            await response(scope, receive, send)
+
+    route = Route(path, Endpoint(), methods=[method])
+    route.methods = {method}  # Starlette adds HEAD to GET
+    app.router.routes.append(route)
 
 
 def load_scorer(settings: Settings) -> Engine:
@@ -139,11 +174,25 @@ def load_scorer(settings: Settings) -> Engine:
 class Guard:
     """Outermost layer: names the request, settles who asks, turns whatever fails into a constant problem.
 
-    Before a key is known to be good, only path, Authorization and size of the head are looked at.
+    Before a key is known to be good, only path, Authorization and size of the head are looked at. No path has
+    parameters, so that a table finds the route; `app` itself sees the lifespan only.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        routes: Sequence[BaseRoute],
+        keys: KeyRing,
+        settings: Settings,
+        metrics: Metrics,
+    ) -> None:
         self._app = app
+        self._endpoints: dict[str, dict[str, ASGIApp]] = {}
+        for route in routes:
+            if type(route) is not Route or "{" in route.path:
+                raise TypeError(f"{route}: give it to add_route, so that the guard can find it")
+            for method in route.methods or ():
+                self._endpoints.setdefault(route.path, {})[method] = route.app
         self._keys = keys
         self._settings = settings
         self._metrics = metrics
@@ -166,7 +215,7 @@ class Guard:
                 raise ProblemError(ProblemCode.HEADERS_TOO_LARGE)
             if scope["path"] != OPEN_PATH:
                 state["principal"] = self._authenticate(scope)
-            await self._app(scope, exchange.receive, exchange.send)
+            await self._endpoint(scope)(scope, exchange.receive, exchange.send)
         except ProblemError as error:
             await self._refuse(error, scope, exchange)
         except asyncio.CancelledError:  # the server gives up on this request while it shuts down
@@ -181,11 +230,15 @@ class Guard:
     @staticmethod
     def _head_bytes(scope: Scope) -> int:
         # The parser's own bound holds only for a head that arrives in pieces.
-        return (
-            len(scope["path"])
-            + len(scope["query_string"])
-            + sum(len(n) + len(v) for n, v in scope["headers"])
-        )
+        return len(scope["path"]) + len(scope["query_string"]) + sum(map(len, chain(*scope["headers"])))
+
+    def _endpoint(self, scope: Scope) -> ASGIApp:
+        methods = self._endpoints.get(scope["path"])
+        if methods is None:
+            raise ProblemError(ProblemCode.NOT_FOUND)
+        if scope["method"] not in methods:
+            raise ProblemError(ProblemCode.METHOD_NOT_ALLOWED, allow=", ".join(sorted(methods)))
+        return methods[scope["method"]]
 
     def _authenticate(self, scope: Scope) -> Principal:
         values = [value for name, value in scope["headers"] if name == b"authorization"]
@@ -218,6 +271,7 @@ class Guard:
             "seconds": round(seconds, 4),
             "key_id": principal.key_id if principal else None,
             "code": state.get("code"),
+            **state.get("scored", {}),
         }
         logger.info("request", extra={name: value for name, value in fields.items() if value is not None})
 
@@ -257,11 +311,3 @@ class _Exchange:
         except TimeoutError:
             return False
         return True
-
-
-async def _to_problem(request: Request, error: Exception) -> Response:
-    """What the router refuses, as a problem."""
-    assert isinstance(error, HTTPException)
-    codes = {404: ProblemCode.NOT_FOUND, 405: ProblemCode.METHOD_NOT_ALLOWED}
-    code = codes.get(error.status_code, ProblemCode.INTERNAL)
-    raise ProblemError(code, allow=(error.headers or {}).get("Allow")) from None

@@ -61,7 +61,7 @@ class HeadFile:
         slot = _slot(self._key, head).encode()
         if os.pwrite(self._slots, slot, _SLOT_BYTES * self._next) != len(slot):
             raise OSError
-        os.fsync(self._slots)
+        os.fdatasync(self._slots)  # the size never changes
         self._next = 1 - self._next
 
     def close(self) -> None:

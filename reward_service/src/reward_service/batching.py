@@ -75,15 +75,26 @@ class Job:
             for question, result in zip(self.questions, self._results, strict=True)
         ]
 
-    def deliver(self, index: int, result: Result) -> None:
-        """Hand over the result of one question; called by the scoring thread."""
+    def deliver(self, index: int, result: Result) -> bool:
+        """Hand over the result of one question; whether it was the last. Called by the scoring thread."""
         self._results[index] = result
         self._missing -= 1
-        if self._missing == 0:
-            try:
-                self._loop.call_soon_threadsafe(self._done.set)
-            except RuntimeError:  # the loop is gone: nobody waits any more
-                logger.warning("results after shutdown are dropped")
+        return self._missing == 0
+
+    @staticmethod
+    def wake(jobs: Sequence[Job]) -> None:
+        """Tell the event loop that `jobs` are complete. Once for all: each time costs a turn of the GIL."""
+
+        def complete() -> None:
+            for job in jobs:
+                job._done.set()
+
+        if not jobs:
+            return
+        try:
+            jobs[0]._loop.call_soon_threadsafe(complete)
+        except RuntimeError:  # the loop is gone: nobody waits any more
+            logger.warning("results after shutdown are dropped")
 
 
 class Batcher:
@@ -127,9 +138,12 @@ class Batcher:
                 batch = self._take()
             started = time.monotonic()
             arms = 0
+            complete = []
             for (job, index), result in zip(batch, self._score(batch), strict=True):
-                job.deliver(index, result)
+                if job.deliver(index, result):
+                    complete.append(job)
                 arms += len(job.questions[index].arms)
+            Job.wake(complete)
             if arms:
                 self.seconds_per_arm += 0.1 * ((time.monotonic() - started) / arms - self.seconds_per_arm)
 
@@ -159,11 +173,11 @@ class Batcher:
     def _score(self, batch: Sequence[tuple[Job, int]]) -> list[Result]:
         """Results of `batch`, in order. A batch that fails is halved, so that one question fails alone."""
         mode = batch[0][0].mode
+        asked = [job.questions[index] for job, index in batch]
+        questions = asked
         # Two requests may use one question id for different texts: within a batch ids must not clash.
-        questions = [
-            job.questions[index].model_copy(update={"id": str(place)})
-            for place, (job, index) in enumerate(batch)
-        ]
+        if len({question.id for question in asked}) < len(asked):
+            questions = [question.model_copy(update={"id": str(i)}) for i, question in enumerate(asked)]
         try:
             results = self._engine.score(questions, mode)
             if [result.id for result in results] != [question.id for question in questions]:
@@ -175,9 +189,11 @@ class Batcher:
                 return [failed(job.questions[index].id, ProblemCode.SCORER_FAILED)]
             half = len(batch) // 2
             return self._score(batch[:half]) + self._score(batch[half:])
+        if questions is asked:
+            return results
         return [
-            result.model_copy(update={"id": job.questions[index].id})
-            for (job, index), result in zip(batch, results, strict=True)
+            result.model_copy(update={"id": question.id})
+            for question, result in zip(asked, results, strict=True)
         ]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import logging
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,8 +37,6 @@ from reward_service.settings import Settings
 from reward_service.state import Claim, Outcome, State, StateUnavailable, StoreKey
 from reward_service.store import ReplyStore
 from reward_service.strict_json import MalformedJson, parse_object
-
-logger = logging.getLogger(__name__)
 
 JSON = "application/json"
 _JSON_TYPE = re.compile(r"application/json\s*(;\s*charset\s*=\s*\"?utf-8\"?\s*)?", re.IGNORECASE | re.ASCII)
@@ -127,7 +124,7 @@ async def score(request: Request) -> Response:
                     job = service.batcher.submit(message.questions, message.reward_mode)
                     results = await job.wait(max(0.0, deadline - time.monotonic()))
                     failed = [result for result in results if isinstance(result, FailedQuestion)]
-                    _log_scoring(request, about, len(failed))
+                    _note_scoring(request, about, len(failed))
                     service.metrics.scored(results)
                     final = not any(result.error.retryable for result in failed)
                     claim = Claim(
@@ -213,10 +210,10 @@ async def _settle(service: Service, entry: Entry) -> Outcome:
         raise ProblemError(ProblemCode.NOT_READY, retry_after_s=_NOT_READY_RETRY_S) from None
 
 
-def _log_scoring(request: Request, about: Mapping[str, Value], failed: int) -> None:
-    named = {name: about[name] for name in ("key_id", "reply_id", "questions", "arms")}
-    arrival = request.scope["state"]["request_id"]
-    logger.info("scored", extra={"request_id": arrival, **named, "failed": failed})
+def _note_scoring(request: Request, about: Mapping[str, Value], failed: int) -> None:
+    """Have the log line of `request` say what was scored."""
+    named = {name: about[name] for name in ("reply_id", "questions", "arms")}
+    request.scope["state"]["scored"] = {**named, "failed": failed}
 
 
 def _digest(service: Service, text: str) -> str:
@@ -234,18 +231,15 @@ def _parse(body: bytes, settings: Settings) -> ScoreRequest:
         raise ProblemError(ProblemCode.MALFORMED_REQUEST) from None
     except (ValidationError, RecursionError):
         raise ProblemError(ProblemCode.INVALID_REQUEST) from None
-    texts = (
-        text
-        for question in message.questions
-        for text in (question.question, *(t for arm in question.arms for t in (arm.reasoning, arm.full_text)))
-        if text is not None
-    )
-    if (
-        len(message.questions) > settings.max_questions
-        or any(len(question.arms) > settings.max_arms for question in message.questions)
-        or any(len(text) > settings.max_text_chars for text in texts)
-    ):
+    longest = settings.max_text_chars
+    if len(message.questions) > settings.max_questions:
         raise ProblemError(ProblemCode.REQUEST_TOO_LARGE)
+    for question in message.questions:
+        if len(question.arms) > settings.max_arms or len(question.question) > longest:
+            raise ProblemError(ProblemCode.REQUEST_TOO_LARGE)
+        for arm in question.arms:
+            if len(arm.reasoning or "") > longest or len(arm.full_text or "") > longest:
+                raise ProblemError(ProblemCode.REQUEST_TOO_LARGE)
     return message
 
 
@@ -298,10 +292,11 @@ def _idempotency_key(request: Request) -> str | None:
 
 def _header(request: Request, name: str) -> str | None:
     """The one value of a header. A repeated one could mean two things to two readers, so it is refused."""
-    values = request.headers.getlist(name)
+    wanted = name.encode()
+    values = [value for header, value in request.scope["headers"] if header == wanted]
     if len(values) > 1:
         raise ProblemError(ProblemCode.INVALID_REQUEST)
-    return values[0].strip() if values else None
+    return values[0].decode("latin-1").strip() if values else None
 
 
 async def _disconnected(request: Request) -> None:

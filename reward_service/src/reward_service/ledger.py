@@ -59,10 +59,8 @@ class Ledger:
             self._record(entries, outcomes)
             return outcomes
         with self._state.settling() as settlement:
-            outcomes = [
-                Outcome(b"", 0) if entry.claim is None else settlement.settle(entry.claim)
-                for entry in entries
-            ]
+            settled = iter(settlement.settle_all([entry.claim for entry in entries if entry.claim]))
+            outcomes = [Outcome(b"", 0) if entry.claim is None else next(settled) for entry in entries]
             self._record(entries, outcomes)
         if self._state.too_full:
             try:

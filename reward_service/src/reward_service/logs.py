@@ -51,6 +51,7 @@ class SafeFormatter(logging.Formatter):
 
 def configure_logging(level: str = "INFO") -> None:
     """Send every log record of this process through `SafeFormatter` to stderr."""
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # nobody prints them
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(SafeFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from prometheus_client import (
@@ -62,6 +63,10 @@ class Metrics:
         self._arms = Gauge("service_waiting_items", "Items inside the service.", registry=registry)
         self._bytes = Gauge("service_waiting_bytes", "Bytes of bodies inside the service.", registry=registry)
 
+        self._of = lru_cache(256)(  # routes and statuses are few, and finding them by their labels is slow
+            lambda route, status: (self._requests.labels(route, status), self._seconds.labels(route))
+        )
+
     def watch(self, admission: Admission) -> None:
         """Report what waits in `admission`."""
         self._arms.set_function(lambda: admission.arms)
@@ -69,8 +74,9 @@ class Metrics:
 
     def answered(self, route: str, status: int | None, seconds: float, code: str | None) -> None:
         """A request ended, with `code` when it was refused; status None: the client was gone."""
-        self._requests.labels(route, "-" if status is None else str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+        counter, timer = self._of(route, "-" if status is None else str(status))
+        counter.inc()
+        timer.observe(seconds)
         if code is not None:
             self._problems.labels(code).inc()
 

@@ -75,15 +75,20 @@ async def test_the_line_is_on_disk_before_the_reply(
 ) -> None:
     async with open_service() as live:
         events: list[str] = []
-        real = os.fsync
 
-        def watched(descriptor: int) -> None:
-            events.append("fsync")
-            real(descriptor)
+        def watch(name: str) -> None:
+            real = getattr(os, name)
 
-        monkeypatch.setattr(os, "fsync", watched)
+            def watched(descriptor: int) -> None:
+                events.append(name)
+                real(descriptor)
+
+            monkeypatch.setattr(os, name, watched)
+
+        watch("fsync")
+        watch("fdatasync")
         await live.score(message())
-        assert len(events) >= 2, "lines and head, each"
+        assert events == ["fsync", "fdatasync"], "lines, then the head"
         assert len(list(read_records(live.home))) == 1
 
 
