@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from looper_eval import tables
+from looper_eval.manifest import IMPORTED
 from looper_eval.page import write_page
 from looper_eval.settings import Settings
 from looper_eval.summary import Summary, read_results, summarise
@@ -24,6 +25,8 @@ def write_card(folder: Path, name: str, baseline: str | None = None, out: Path |
         UserError: no such model in `folder`, or nothing to compare it with.
     """
     summary = summarise(read_results(folder))
+    if summary.settings.get("preset") == IMPORTED.preset:
+        raise UserError(f"{folder}: holds imported answers; a card is for models that were asked here")
     names = [one.name for one in summary.models]
     for wanted in (name, baseline):
         if wanted is not None and wanted not in names:

@@ -102,6 +102,14 @@ def _card(options: argparse.Namespace) -> None:
     print(write_card(options.folder, options.name, options.baseline, options.out))
 
 
+def _import(options: argparse.Namespace) -> None:
+    from looper_eval.published import check_name, import_file
+    from looper_eval.summary import compare
+
+    import_file(options.file, check_name(options.name), options.out, options.dataset)
+    _print(compare(options.out))
+
+
 def _contamination(options: argparse.Namespace) -> None:
     import json
 
@@ -211,6 +219,13 @@ def _parser() -> argparse.ArgumentParser:
     contamination.add_argument("--train", required=True, help="JSONL file that a model was trained on")
     contamination.add_argument("--dataset", required=True, help="evaluation questions, as in run")
     contamination.add_argument("--out", type=Path, help="JSONL file for the hits")
+
+    published = commands.add_parser("import", help="grade answers that others published")
+    published.set_defaults(command=_import)
+    published.add_argument("file", type=Path, help="lm-eval samples JSONL, or an inspect log (.eval, .json)")
+    published.add_argument("--name", required=True, metavar="MODEL", help="its name in tables")
+    published.add_argument("--out", type=Path, required=True, help="folder of imports, new or to be added to")
+    published.add_argument("--dataset", help="keep the answers to these questions only, as in run")
     return parser
 
 

@@ -15,6 +15,8 @@ from looper_trainer.errors import UserError
 
 MANIFEST = "run.json"
 QUESTIONS = "questions.jsonl"
+# In place of the settings of answers that were asked for elsewhere: they are not known.
+IMPORTED = Settings(preset="imported", template="{q}")
 
 
 class ModelEntry(BaseModel):

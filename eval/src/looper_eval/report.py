@@ -91,6 +91,7 @@ def html(results: Results, summary: Summary, changes: Sequence[dict[str, Any]]) 
         difficulty_charts=_difficulty_charts(summary),
         length_charts=_length_charts(results),
         passes=tables.pass_table(summary),
+        recorded=(tables.RECORDED_COLUMNS, tables.recorded_rows(summary)),
         contamination=(tables.CONTAMINATION_COLUMNS, tables.contamination_rows(summary)),
         contamination_note=tables.CONTAMINATION_NOTE,
         contamination_hits=_contamination_hits(summary, by_id),

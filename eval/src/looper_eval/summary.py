@@ -8,6 +8,7 @@ over all of them and every standard error is clustered by question.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median
 
@@ -15,7 +16,7 @@ from looper_eval.coherence import diagnose
 from looper_eval.dataset import EvalQuestion
 from looper_eval.figures import breakdowns, groups, pairs, pass_at, share, standard_error
 from looper_eval.generate import Unfinished, load_answers
-from looper_eval.manifest import Manifest, read_manifest, read_questions, write_json
+from looper_eval.manifest import IMPORTED, Manifest, read_manifest, read_questions, write_json
 from looper_eval.regrade import GRADERS, verdict
 from looper_eval.summary_types import (
     CONFIDENCE,
@@ -25,6 +26,7 @@ from looper_eval.summary_types import (
     Frozen,
     ModelSummary,
     PairSummary,
+    Recorded,
     Share,
     Summary,
     Table,
@@ -50,6 +52,7 @@ __all__ = [
 ]
 
 SUMMARY = "summary.json"
+RECORDED = "recorded:"  # before the names of an imported file's own scores among a record's graders
 
 
 class Results(Frozen):
@@ -117,7 +120,7 @@ def summarise(results: Results, grader: str = "robust") -> Summary:
         samples=results.samples,
         grader=grader,
         confidence=CONFIDENCE,
-        settings=results.manifest.settings.model_dump(mode="json"),
+        settings=_how_asked(results.manifest),
         models=tuple(_model(results, name, correct[name]) for name in results.records),
         unfinished=results.unfinished,
         pairs=pairs(correct),
@@ -125,6 +128,29 @@ def summarise(results: Results, grader: str = "robust") -> Summary:
         contamination={name: one for name, one in results.contamination.items() if name in correct},
         coherence=_coherence(results, correct),
     )
+
+
+def _how_asked(manifest: Manifest) -> dict[str, object]:
+    if manifest.settings == IMPORTED:
+        return {"preset": IMPORTED.preset, "note": "answers asked for elsewhere; how is not known here"}
+    return manifest.settings.model_dump(mode="json")
+
+
+def _recorded(records: Sequence[EvalRecord], flags: Sequence[bool]) -> dict[str, Recorded]:
+    """The scores that came with imported answers, each over the answers that have it."""
+    names = dict.fromkeys(name for record in records for name in record.graders if name.startswith(RECORDED))
+    found = {}
+    for name in names:
+        pairs = [
+            (record.graders[name], flag)
+            for record, flag in zip(records, flags, strict=True)
+            if name in record.graders
+        ]
+        found[name.removeprefix(RECORDED)] = Recorded(
+            accuracy=mean(theirs for theirs, _ in pairs),
+            differing=sum(theirs != ours for theirs, ours in pairs),
+        )
+    return found
 
 
 def _coherence(results: Results, correct: dict[str, Verdicts]) -> dict[str, Coherence]:
@@ -166,6 +192,7 @@ def _model(results: Results, name: str, correct: Verdicts) -> ModelSummary:
             grader: share(groups([record.graders[grader] for record in records], results.samples))
             for grader in ("robust", "platinum")
         },
+        recorded=_recorded(records, flat),
         pass_at=pass_at(correct, results.samples),
         standard_error=standard_error(correct),
         tokens_mean=mean(lengths) if lengths else None,

@@ -22,6 +22,13 @@ class Share(Frozen):
     interval: tuple[float, float]
 
 
+class Recorded(Frozen):
+    """The score that an imported file gives a model, and the answers on which this summary differs."""
+
+    accuracy: float
+    differing: int
+
+
 class ModelSummary(Share):
     """One model's result. correct + wrong + unparsed + truncated = n answers.
 
@@ -34,6 +41,7 @@ class ModelSummary(Share):
     unparsed: int
     truncated: int
     graders: dict[str, Share]
+    recorded: dict[str, Recorded] = {}
     pass_at: dict[str, float] = {}
     standard_error: float
     tokens_mean: float | None

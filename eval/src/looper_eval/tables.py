@@ -22,6 +22,7 @@ MODEL_COLUMNS = (
 )
 PAIR_COLUMNS = ("comparison", "difference", "SE", "95% interval", "fixed", "broken", "p", "Holm p")
 CONTAMINATION_COLUMNS = ("model", "trained on", "exact", "only renumbered", "13 words shared", "of")
+RECORDED_COLUMNS = ("model", "scorer", "recorded", "graded here", "answers judged otherwise")
 COHERENCE_COLUMNS = (
     "model", "scored", "unscored", "mean s_wm", "AUROC", "AUROC of plurality", "plurality right",
 )  # fmt: skip
@@ -84,6 +85,21 @@ def pass_table(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...]]
     ks = tuple(summary.models[0].pass_at)
     rows = [(one.name, *(f"{100 * one.pass_at[k]:.2f}%" for k in ks)) for one in summary.models]
     return (("model", *(f"pass@{k}" for k in ks)), rows) if ks else ((), [])
+
+
+def recorded_rows(summary: Summary) -> list[tuple[str, ...]]:
+    """The scores that came with imported answers beside ours, under `RECORDED_COLUMNS`."""
+    return [
+        (
+            one.name,
+            name,
+            f"{100 * recorded.accuracy:.2f}%",
+            f"{100 * one.accuracy:.2f}%",
+            str(recorded.differing),
+        )
+        for one in summary.models
+        for name, recorded in one.recorded.items()
+    ]
 
 
 def contamination_rows(summary: Summary) -> list[tuple[str, ...]]:
@@ -166,6 +182,7 @@ def rich_tables(summary: Summary) -> list[Table]:
 def _more_tables(summary: Summary) -> list[Table]:
     found = []
     for title, (columns, rows) in (
+        ("scores that came with the answers", (RECORDED_COLUMNS, recorded_rows(summary))),
         ("unbiased pass@k", pass_table(summary)),
         ("evaluation questions in the training data", (CONTAMINATION_COLUMNS, contamination_rows(summary))),
         ("coherence against correctness", (COHERENCE_COLUMNS, coherence_rows(summary))),
@@ -188,6 +205,8 @@ def markdown(summary: Summary) -> str:
         f"{intervals(summary)} at {summary.confidence:.0%}. Unparsed and truncated answers count as wrong.",
         markdown_table(MODEL_COLUMNS, [model_cells(one) for one in summary.models]),
     ]
+    if rows := recorded_rows(summary):
+        parts += ["## Scores that came with the answers", markdown_table(RECORDED_COLUMNS, rows)]
     columns, rows = pass_table(summary)
     if rows:
         parts += ["## Unbiased pass@k", markdown_table(columns, rows)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -29,6 +29,29 @@ _TOKEN = re.compile(
 )
 _MAGNITUDES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _PRICE_SUFFIXES = {"k": 3, "K": 3, "M": 6, "B": 9}
+_MOST_WORDS = 16
+_PARTS = {
+    "half": 2,
+    "halves": 2,
+    "third": 3,
+    "thirds": 3,
+    "quarter": 4,
+    "quarters": 4,
+    "fourth": 4,
+    "fourths": 4,
+}
+_PARTS |= {
+    "fifth": 5,
+    "fifths": 5,
+    "sixth": 6,
+    "sixths": 6,
+    "eighth": 8,
+    "eighths": 8,
+    "tenth": 10,
+    "tenths": 10,
+}
+_SIGN_WORDS = {"minus", "negative"}
+_STARTS = {"number", "currency"}
 _SMALL_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen"
@@ -67,6 +90,13 @@ def parse(text: str) -> list[Item]:
             items.append(item)
             continue
         position += 1
+        if token.text.lower() in _SIGN_WORDS and position < len(tokens) and tokens[position].kind in _STARTS:
+            if items and items[-1].kind in ("quantity", "unreadable"):
+                items.append(Item("operator", "-"))  # 10 minus 3: work left undone
+                continue
+            item, position = _quantity(tokens, position)
+            items.append(item if item.value is None else replace(item, value=-item.value))
+            continue
         if token.text == "^" and items and items[-1].kind == "word":  # the square in 72 m^2
             _, position = _exponent(tokens, position)
             continue
@@ -160,18 +190,53 @@ def _mixed(whole: Fraction | None, above: Fraction | None, below: Fraction | Non
 
 
 def _spelled(items: list[Item]) -> Iterator[Item]:
-    """`items` with number words (zero to ninety-nine, with magnitudes) as quantities."""
-    value: Fraction | None = None
-    for item in items:
-        parts = item.text.split("-") if item.kind == "word" else []
-        if parts and all(part in _WORD_VALUES for part in parts) and len(parts) <= 2:
-            value = (value or Fraction(0)) + sum(_WORD_VALUES[part] for part in parts)
-        elif value is not None and item.text in _MAGNITUDES:
-            value *= 10 ** _MAGNITUDES[item.text]
+    """`items` with number words (`two thousand five hundred`, `two and a half`) as quantities."""
+    position = 0
+    while position < len(items):
+        value, after = _words_value(items, position)
+        if value is None:
+            yield items[position]
+            position += 1
         else:
-            if value is not None:
-                yield Item("quantity", value=value)
-                value = None
-            yield item
-    if value is not None:
-        yield Item("quantity", value=value)
+            yield Item("quantity", value=value)
+            position = after
+
+
+def _words_value(items: list[Item], position: int) -> tuple[Fraction | None, int]:
+    """The number that words from `position` on spell, or None, and the position after it."""
+    words = [item.text if item.kind == "word" else "" for item in items[position : position + _MOST_WORDS]]
+    negative = words[0] in _SIGN_WORDS
+    at = int(negative)
+    total = group = Fraction(0)
+    scaled_last = seen = False
+    while at < len(words):
+        word = words[at]
+        small = _small(word)
+        if small is not None and (group % 100 == 0 or (group % 10 == 0 and group % 100 >= 20 and small < 10)):
+            group, scaled_last = group + small, False
+        elif word == "hundred" and seen and group < 100:
+            group, scaled_last = group * 100, True
+        elif word in _MAGNITUDES and word != "hundred" and seen:
+            total, group, scaled_last = total + group * 10 ** _MAGNITUDES[word], Fraction(0), True
+        elif not (
+            word == "and" and scaled_last and at + 1 < len(words) and _small(words[at + 1]) is not None
+        ):
+            break
+        seen = True
+        at += 1
+    value, rest = total + group, words[at : at + 3]
+    if seen and rest == ["and", "a", "half"]:
+        value, at = value + Fraction(1, 2), at + 3
+    elif seen and rest and rest[0] in _PARTS:
+        value, at = value / _PARTS[rest[0]], at + 1
+    elif not seen and rest[:1] in (["half"], ["a"]) and "half" in rest[:2]:
+        value, at, seen = Fraction(1, 2), at + 1 + (rest[0] == "a"), True
+    return (-value if negative else value) if seen else None, position + at
+
+
+def _small(word: str) -> int | None:
+    """The value of `seven`, `twenty` or `twenty-five`."""
+    parts = word.split("-")
+    if len(parts) > 2 or not all(part in _WORD_VALUES for part in parts):
+        return None
+    return sum(_WORD_VALUES[part] for part in parts)

@@ -24,7 +24,24 @@ _HEDGES = {
     "approximately", "approx", "about", "around", "roughly", "exactly", "only", "just", "is", "be", "equals",
     "total", "a", "an", "of", "the", "it's", "its", "therefore", "thus", "so", "x", "y", "n",
 }  # fmt: skip
+_ARTICLES = {
+    "the",
+    "a",
+    "an",
+    "all",
+    "these",
+    "those",
+    "his",
+    "her",
+    "their",
+    "its",
+    "only",
+    "about",
+    "first",
+    "last",
+}
 _VERBS = {"is", "are", "was", "were", "be", "equals"}
+_HAVING = {"has", "have", "gets", "get", "is", "are", "needs"}
 _NUMBERS = {"quantity", "unreadable"}
 
 
@@ -42,7 +59,9 @@ def read(text: str) -> Reading | None:
     sentence, more = _first_sentence_with_number(parse(tidy(text)))
     if not sentence:
         return None
-    sentence = _without_asides(sentence)
+    sentence = _with_verbs_as_equality(_without_asides(sentence))
+    if _assigns_several(sentence):
+        return None
     for side in reversed(_sides(sentence)):
         chosen = _choose(side)
         if chosen is not None:
@@ -70,7 +89,7 @@ def _without_asides(sentence: list[Item]) -> list[Item]:
     """`sentence` without parentheses and explanations that follow a number, and without dangling brackets."""
     kept: list[Item] = []
     depth, seen = 0, False
-    for item in sentence:
+    for at, item in enumerate(sentence):
         if item.kind == "open":
             depth += 1
             continue
@@ -80,10 +99,41 @@ def _without_asides(sentence: list[Item]) -> list[Item]:
         if depth and seen:
             continue
         if seen and item.kind == "word" and item.text in _EXPLAINERS and kept[-1].kind != "equals":
-            break
+            rest = sentence[at + 1 :]
+            if item.text != "so" or kept[0].kind == "quantity" or all(one.kind != "quantity" for one in rest):
+                break
+            kept, seen = [], False  # x + 5 = 12, so x = 7
+            continue
+        if item.text == ";" and seen and kept[-1].kind == "word":
+            break  # 72 clips; 48 in April and 24 in May
         seen |= not depth and item.kind in _NUMBERS
         kept.append(item)
     return kept
+
+
+def _with_verbs_as_equality(sentence: list[Item]) -> list[Item]:
+    """`20% of 50 is 10` as `20% of 50 = 10`: the only verb, before the last of several numbers."""
+    verbs = [at for at, item in enumerate(sentence) if item.text in _VERBS]
+    numbers = [at for at, item in enumerate(sentence) if item.kind in _NUMBERS]
+    if len(verbs) != 1 or len(numbers) < 2 or numbers[-1] < verbs[0] or numbers[-2] > verbs[0]:
+        return sentence
+    if any(item.text not in _HEDGES for item in sentence[verbs[0] + 1 : numbers[-1]]):
+        return sentence
+    return [*sentence[: verbs[0]], Item("equals", "="), *sentence[verbs[0] + 1 :]]
+
+
+def _assigns_several(sentence: list[Item]) -> bool:
+    """Whether different unknowns are given different values: `x = 7, y = 5`."""
+    sides = _sides(sentence)
+    last = [item.value for item in sides[-1] if item.kind == "quantity"]
+    return any(
+        len(side) > 2
+        and side[0].kind == "quantity"
+        and side[1].kind == "separator"
+        and all(item.kind == "word" for item in side[2:])
+        and [side[0].value] != last
+        for side in sides[1:-1]
+    )
 
 
 def _sides(sentence: list[Item]) -> list[list[Item]]:
@@ -102,10 +152,14 @@ def _choose(side: list[Item]) -> Fraction | None:
     numbers = [at for at, item in enumerate(side) if item.kind in _NUMBERS]
     if not numbers or any(item.kind == "symbol" for item in side) or _is_expression(side):
         return None
-    lead = next((at for at, item in enumerate(side) if item.kind != "word" or item.text not in _HEDGES), 0)
+    hedges = _HEDGES if len(numbers) == 1 else _HEDGES - {"the"}  # the 3 friends paid $15
+    lead = next((at for at, item in enumerate(side) if item.kind != "word" or item.text not in hedges), 0)
     priced = [at for at in numbers if side[at].priced]
+    main = [at for at in numbers if not _after_preposition(side, at)]
     if lead in numbers:
         chosen = lead
+    elif len(main) == 1:
+        chosen = main[0]
     elif (after_verb := _after_last_verb(side)) is not None:
         chosen = next((at for at in numbers if at > after_verb), numbers[-1])
     elif len(priced) == 1:
@@ -134,6 +188,18 @@ def _is_expression(side: list[Item]) -> bool:
     return False
 
 
+def _after_preposition(side: list[Item], at: int) -> bool:
+    """Whether the number at `at` hangs on a preposition: `for 30 pens`, `after the 20% discount`."""
+    for item in reversed(side[max(0, at - 3) : at]):
+        if item.kind != "word":
+            return False
+        if item.text in _PREPOSITIONS - {"times", "than", "out"}:
+            return True
+        if item.text not in _ARTICLES:
+            return False
+    return False
+
+
 def _after_last_verb(side: list[Item]) -> int | None:
     verbs = [at for at, item in enumerate(side) if item.text in _VERBS]
     return verbs[-1] if verbs else None
@@ -147,5 +213,7 @@ def _are_rivals(between: list[Item]) -> bool:
         return False
     last = between[-1]
     if last.kind == "separator" or last.text in _CONNECTORS:
+        return True
+    if between[0].text in ("and", ",") and last.text in _HAVING:  # Tom has 5 and Ann has 6
         return True
     return len(between) == 1 and last.kind == "word" and last.text not in _PREPOSITIONS

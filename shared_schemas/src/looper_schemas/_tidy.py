@@ -29,6 +29,8 @@ _LATEX_SYMBOL = re.compile(r"\\(?:pi|sqrt|infty|emptyset|theta|log|ln|sin|cos|ta
 _LATEX_SPACE = re.compile(r"\\[,;: ]|~")
 _LATEX_STYLE = re.compile(r"\\[a-zA-Z]+|\\[()\[\]!\\]")
 _LATEX_ESCAPE = re.compile(r"\\([$%#&_{}])")
+_POWER = re.compile(r"(?<=[0-9])\*\*(?=[0-9])")  # Python's; a bold number has no digit before it
+_TIMES_TEN = re.compile(r"(?<=[0-9])[xX](?=10 ?\^)")
 _MULTIPLIED = re.compile(r"(?<=[0-9)]) {0,3}\* {0,3}(?=[0-9(])")
 _THIN_GROUPS = re.compile("(?<=[0-9])[\u00a0\u2007\u2009\u202f'’_](?=[0-9]{3}(?![0-9]))")
 _SPACE_GROUPS = re.compile(r"(?<![\w.,/^])[0-9]{1,3}(?: [0-9]{3})+(?![\w/-])")
@@ -49,7 +51,7 @@ def tidy(text: str) -> str:
         text = _LATEX_STYLE.sub("", text)
     text = text.replace("{", "").replace("}", "")
     text = _SPACE_GROUPS.sub(lambda run: run[0].replace(" ", ","), _THIN_GROUPS.sub(",", text))
-    text = _MULTIPLIED.sub("×", text)
+    text = _TIMES_TEN.sub("×", _MULTIPLIED.sub("×", _POWER.sub("^", text)))
     return text.replace("*", "").replace("_", " ").replace("`", "")
 
 

@@ -2,8 +2,9 @@
 
 A *statement* is `#### 5`, `Answer: 5`, `A: 5` at the start of a line, `\\boxed{5}`, `<answer>5</answer>` or
 "the answer is 5". The last statement counts, also when it was cut off before its number: then there is no
-answer. Without any statement, only a text or a last line that is a number, or a last line that concludes
-("Therefore, she has 5 apples."), is an answer; other numbers may be quoted from the question.
+answer. Without any statement, only a text or a last line that is a number, or a last sentence that concludes
+("So she has 5 apples."), is an answer (see `_conclusion`); other numbers may be quoted from the question. A
+model that goes on with another question after its answer has answered this one before.
 
 Text inside `<think>` is never an answer, and an unterminated `<think>` means that none was given. Percent
 and currency signs are units: `50%` is 50. All functions are pure, linear in the length of the text and safe
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import NamedTuple
 
+from looper_schemas._conclusion import conclude
 from looper_schemas._numbers import MAX_ANSWER_CHARS, canonical
 from looper_schemas._reading import read
 
@@ -35,9 +37,10 @@ _MARKER = re.compile(
     rf"""
     (?P<hash> \#{{4,}} )
   | (?P<box> \\f?box(?:ed)?(?![a-zA-Z]) )
-  | (?P<tag> <answer> )
-  | (?P<label> \b(?: answers? | ans | final\ result ) \b {_DRESS}{{0,9}}
-               (?: \([^()\n]{{0,80}}\) {_DRESS}{{0,9}} )? (?: : | = | -> | => | → | -\s ) )
+  | (?P<tag> <(?:final_?)?answer> | <\|begin_of_box\|> )
+  | (?P<label> (?: (?<![^\W_])(?: answers? | ans | final\ result ) \b | 答案 ) {_DRESS}{{0,9}}
+               (?: \([^()\n]{{0,80}}\) {_DRESS}{{0,9}} )? (?: : | = | -> | => | → | -\s | 是 | 为 ) )
+  | (?P<start> ^{_DRESS}{{0,9}} (?: final\ )? answer [ ]{{1,2}} (?= [-$]? [0-9]) )
   | (?P<heading> ^{_DRESS}{{0,9}} (?: final\ )? answer {_DRESS}{{0,9}} $ )
   | (?P<prose> (?: \banswers? | \b(?:the|my|our|final|correct|right) [ ] (?:[a-z]{{1,12}}[ ]){{0,2}} answers?
                    (?: , | [ ](?:to|for|in|of|here|then|thus|therefore|we)\b ) [^.:=?!\n]{{0,60}}? )
@@ -54,10 +57,12 @@ _HEADING_WORD = re.compile(
     rf"{_DRESS}{{0,9}}(?:step|part|case|method|approach|section|example|option|phase|question|problem|solution|stage)\b",
     re.IGNORECASE,
 )
-_CONCLUSION = re.compile(
-    rf"{_DRESS}{{0,9}}(?:therefore|thus|hence|altogether|in total|in conclusion|in summary|consequently)\b",
-    re.IGNORECASE,
+_NEXT_TURN = re.compile(
+    r"^[ \t*_#>\[]{0,9}(?:question|q|problem|exercise|human|user|input|instruction)"
+    r"[ \t]?\d{0,4}[*_\]]{0,2}[ \t]?:",
+    re.IGNORECASE | re.MULTILINE,
 )
+_TURNS = 4
 _LINE_REST = re.compile(r"[^\w\n]{1,40}$", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s)")
 # Reading costs microseconds a character, so one statement and all statements of a text have a budget. The
@@ -110,11 +115,11 @@ def split_final_answer(text: str) -> tuple[str, str | None]:
     final = _final_statement(folded)
     if final is None:
         return _THINK_TAG.sub("", text).strip(), None
-    spans = [(final.start, final.end)]
+    spans = [(final.start, final.end)] if final.end > final.start else []
     if final.value is not None:
-        spans += [
-            (s.start, s.end) for s in _statements(folded, _spoken_from(folded)) if s.value == final.value
-        ]
+        begin = _spoken_from(folded)
+        limit = _end_of_turn(folded, begin) if begin is not None else len(folded)
+        spans += [(s.start, s.end) for s in _statements(folded, begin, limit) if s.value == final.value]
     kept: list[str] = []
     position = 0
     for start, end in sorted(_whole_sentence(folded, span) for span in spans):
@@ -141,29 +146,53 @@ def _final_statement(text: str) -> _Statement | None:
     begin = _spoken_from(text)
     if begin is None:
         return None
-    return next(_statements(text, begin), None) or _unmarked(text, begin)
+    limit = _end_of_turn(text, begin)
+    found = next(_statements(text, begin, limit), None)
+    if found is not None:
+        return found
+    conclusion = conclude(text[begin:limit], thought=begin > 0)
+    if conclusion is None:
+        return None
+    start, end = begin + conclusion.start, begin + conclusion.end
+    if "=" in text[start:end]:
+        start = end  # an equation is work, and stays in the reasoning
+    return _Statement(start, start, end, conclusion.value)
 
 
-def _statements(text: str, begin: int | None) -> Iterator[_Statement]:
-    """The statements in `text[begin:]`, last first. Each ends where the next marker starts: linear overall.
+def _end_of_turn(text: str, begin: int) -> int:
+    """Where a model that has answered goes on with another question; the end of the text if it does not."""
+    for tried, turn in enumerate(_NEXT_TURN.finditer(text, begin)):
+        if tried == _TURNS:
+            break
+        answered = next(_statements(text, begin, turn.start()), None)
+        if answered is not None and answered.value is not None:
+            return turn.start()
+    return len(text)
+
+
+def _statements(text: str, begin: int | None, limit: int) -> Iterator[_Statement]:
+    """The statements in `text[begin:limit]`, last first. Each ends where the next one starts: linear overall.
 
     Stops when as much text as all statements may hold was read; what stands further back is not looked at.
     """
-    markers = [] if begin is None else list(_MARKER.finditer(text, begin))
-    limit = len(text)
+    markers = [] if begin is None else list(_MARKER.finditer(text, begin, limit))
     budget = _TEXT_CHARS
+    whole = limit
     for marker in reversed(markers):
         budget -= min(limit - marker.start(), _STATEMENT_CHARS) + 100
         if budget < 0:
             return
-        statement = _statement(text, marker, limit)
+        statement = _statement(text, marker, limit, whole)
         if statement is not None:
             yield statement
         limit = marker.start()
 
 
-def _statement(text: str, marker: re.Match[str], limit: int) -> _Statement | None:
-    """The statement that `marker` makes, or None when it turns out to be a heading or mere talk."""
+def _statement(text: str, marker: re.Match[str], limit: int, whole: int) -> _Statement | None:
+    """The statement that `marker` makes, or None when it turns out to be a heading or mere talk.
+
+    Its own text ends at `limit`, what is looked at of `text` at `whole`.
+    """
     kind = str(marker.lastgroup)
     if kind == "box":
         body, end = _box(text, marker.end(), limit)
@@ -172,17 +201,17 @@ def _statement(text: str, marker: re.Match[str], limit: int) -> _Statement | Non
     body, end = _segment(text, marker.end(), limit)
     segment = text[body:end]
     if not segment.strip(" \t\n*_`\"'#>$:.\\[](){}"):
-        if limit < len(text):
+        if limit < whole:
             return None  # another statement follows at once: `Answer: #### 5`
         return _Statement(marker.start(), body, end, None)
     reading = read(segment[:_STATEMENT_CHARS])
-    followed = limit < len(text) or bool(text[end:].strip())
+    followed = limit < whole or bool(text[end:whole].strip())
     if reading is None:
         talk = kind in ("prose", "hash", "heading") or followed
         return None if talk else _Statement(marker.start(), body, end, None)
     if kind == "hash" and not reading.bare and (followed or _HEADING_WORD.match(segment)):
         return None
-    if kind in ("label", "heading", "letter") and followed and not reading.bare:
+    if kind in ("label", "start", "heading", "letter") and followed and not reading.bare:
         final = (reading.led or reading.sole) and "=" not in text[end:limit]
         if not final:
             return None  # `Answer:` as the title of a worked solution
@@ -220,25 +249,6 @@ def _box(text: str, start: int, limit: int) -> tuple[int, int]:
             if depth == 0:
                 return start + 1, brace.start()
     return limit, limit
-
-
-def _unmarked(text: str, begin: int) -> _Statement | None:
-    """The answer of a text without statements: its last line, when that is a number or a conclusion."""
-    end = begin + len(text[begin:].rstrip())
-    start = max(text.rfind("\n", begin, end) + 1, begin)
-    line = text[start:end]
-    reading = read(line) if len(line) <= _STATEMENT_CHARS else None
-    if reading is None:
-        return None
-    alone = not text[begin:start].strip()
-    concludes = bool(_CONCLUSION.match(line)) and line.rstrip("*_$ ")[-1:] in ".!" and reading.sole
-    if (reading.bare and (alone or not _has_words(line))) or concludes:
-        return _Statement(start, start, end, reading.value)
-    return None
-
-
-def _has_words(line: str) -> bool:
-    return re.search(r"[^\W\d_]{2,}", re.sub(r"\\[a-zA-Z]+", "", line)) is not None
 
 
 def _whole_sentence(text: str, span: tuple[int, int]) -> tuple[int, int]:
