@@ -38,6 +38,7 @@ class CardMemory:
     """The most memory that each card had in use, by all processes, while the context was open; in GiB."""
 
     def __init__(self, every_s: float = 0.25) -> None:
+        self.before_gib: list[float] = []
         self.peak_gib: list[float] = []
         self._every_s = every_s
         self._over = threading.Event()
@@ -57,7 +58,7 @@ class CardMemory:
         while True:
             used = [int(line) / 1024 for line in _smi("memory.used")]
             if not self.peak_gib:
-                self.peak_gib = used
+                self.peak_gib = self.before_gib = used
             self.peak_gib = [max(pair) for pair in zip(self.peak_gib, used, strict=True)]
             if not used or self._over.wait(self._every_s):
                 return

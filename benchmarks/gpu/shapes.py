@@ -17,11 +17,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama-8b": {
         "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}, "tie_word_embeddings": False,
+    },
+    "small": {
+        "vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "tie_word_embeddings": True,
     },
     "tiny": {
-        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2,
+        "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True,
     },
 }  # fmt: skip
 
@@ -33,7 +37,7 @@ def write_model(folder: Path, shape: str, device: str, dtype: str, seed: int = 0
 
     config = LlamaConfig(
         **SHAPES[shape], max_position_embeddings=4096, bos_token_id=1, eos_token_id=2, pad_token_id=2,
-        rms_norm_eps=1e-5, tie_word_embeddings=False, attention_bias=False,
+        rms_norm_eps=1e-5, attention_bias=False,
     )  # fmt: skip
     torch.manual_seed(seed)
     previous = torch.get_default_dtype()

@@ -1,15 +1,17 @@
 """A PPO step with vLLM on one GPU against its floor: plain vLLM sampling and plain Hugging Face passes.
 
-    python benchmarks/gpu/step_8b.py --out step_8b.json [--work /dev/shm/step] [--preset 40gb]
+    python benchmarks/gpu/step_8b.py --out step_8b.json [--work /dev/shm/step]
+    python benchmarks/gpu/step_8b.py --out preset_24gb.json --preset 24gb --skip plain,floor --steps 2
 
 In one run, on a model of the shape with random weights:
   1. plain vLLM (`LLM.generate`, no adapter, seeds or logprobs, all of the card): completion tokens/s
   2. `looper ppo`'s own loop for --steps steps, with a reward server over HTTP; the first step warms up
   3. plain Hugging Face passes of the same model in the same process (padded rows, whole logits, gradient
      checkpointing, the best of several micro-batches): tokens/s of logprobs, reference and update
-floor = completion tokens / (1) + tokens of prompts and completions / each rate of (3). Reported: the step's
-time over the floor, its sampling rate over (1), the share of waiting for scores, seconds of the adapter's way
-to the server, and the most memory the card had in use by all processes (nvidia-smi).
+floor = completion tokens / (1) + tokens of prompts and completions / each rate of (3). Reported: the
+step's time over the floor, its sampling rate over (1), the share of waiting for scores, seconds of the
+adapter's way to the server, and the most memory the card had in use by all processes (nvidia-smi). With a
+preset its limit is enforced: vLLM's share of the card, and the trainer's allocator.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ def options_from_command_line() -> argparse.Namespace:
     parser.add_argument("--memory-share", type=float, default=0.45, help="vLLM's, in the step")
     parser.add_argument("--plain-share", type=float, default=0.85, help="vLLM's, alone")
     parser.add_argument("--micro-batch-tokens", type=int, default=16384)
+    parser.add_argument("--preset", choices=("80gb", "40gb", "24gb"), help="instead of the two above")
     parser.add_argument("--compilation", choices=("full", "graphs", "eager"), default="graphs")
     parser.add_argument("--python", type=Path, default=Path(sys.executable), help="interpreter with vLLM")
     parser.add_argument("--device", default="cuda")
@@ -115,6 +118,10 @@ def ppo_config(options: argparse.Namespace, model: Path, work: Path) -> PPOConfi
         "vllm_max_model_len": options.prompt_tokens + options.max_tokens + 16,
         "vllm_folder": str(work / "vllm"), "vllm_memory_share": options.memory_share if on_gpu else "none",
     }  # fmt: skip
+    if options.preset is not None:
+        settings["preset"] = options.preset
+        for name in ("activation_checkpointing", "micro_batch_tokens", "vllm_memory_share"):
+            del settings[name]
     settings |= dict(given.split("=", 1) for given in options.set)
     return load_config(PPOConfig, None, {key: str(value) for key, value in settings.items()})
 
@@ -136,7 +143,10 @@ def our_steps(
         peak = torch.cuda.max_memory_allocated() / 2**30 if options.device == "cuda" else None
         passes = {} if "floor" in options.skip else plain_passes(options, policy)
     lines = [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
-    ours = {"start_s": start_s, "lines": lines, "trainer_peak_gib": peak, "card_peak_gib": card.peak_gib}
+    ours = {
+        "start_s": start_s, "lines": lines, "trainer_peak_gib": peak,
+        "card_peak_gib": card.peak_gib, "card_before_gib": card.before_gib,
+    }  # fmt: skip
     return ours, passes
 
 
@@ -200,8 +210,9 @@ def summary(
     lines = ours["lines"][1:] or ours["lines"]
     parts = {
         name: statistics.median(line["seconds"].get(name, 0.0) for line in lines)
-        for name in ("sample", "logprobs", "score_wait", "update", "sync", "whole")
+        for name in ("sample", "hand_over", "logprobs", "score_wait", "update", "sync")
     }
+    parts["whole"] = statistics.median(line["step_seconds"] for line in lines)
     completion_tokens = statistics.median(line["tokens"] for line in lines)
     all_tokens = completion_tokens + options.questions * options.samples * options.prompt_tokens
     found: dict[str, Any] = {
@@ -211,7 +222,11 @@ def summary(
         "sync_s": [line["seconds"]["sync"] for line in ours["lines"]],
         "completion_tokens_per_s": completion_tokens / parts["whole"],
         "trainer_peak_gib": ours["trainer_peak_gib"], "card_peak_gib": ours["card_peak_gib"],
+        "card_before_gib": ours["card_before_gib"],
     }  # fmt: skip
+    if options.preset and ours["card_peak_gib"]:
+        found["preset_limit_gb"] = float(options.preset.removesuffix("gb"))
+        found["card_peak_gb"] = max(ours["card_peak_gib"]) * 2**30 / 1e9
     if vllm_rate is not None:
         found["plain_vllm_tokens_per_s"] = vllm_rate
         found["sample_share_of_plain"] = found["sample_tokens_per_s"] / vllm_rate

@@ -158,7 +158,7 @@ def test_a_finished_question_is_yielded_while_a_slow_one_still_runs(fake):
 @pytest.mark.parametrize(("stride", "requests"), [(1, 1), (2, 4)], ids=["consecutive", "scattered"])
 def test_as_many_questions_are_in_flight_as_connections_and_no_more(fake, stride, requests):
     seeds = [[1000 * i + stride * j for j in range(4)] for i in range(12)]
-    fake.delay = {prompt[0]: 0.1 for prompt in PROMPTS}
+    fake.delay = {prompt[0]: 0.5 for prompt in PROMPTS}
     with VLLMSampler("base", quick(fake.url, connections=3)) as sampler:
         check(sampler.sample(PROMPTS, PARAMS, seeds), seeds=seeds)
     assert fake.most_in_flight == 3 * requests

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from random import Random
+from statistics import mean, pstdev
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from looper_trainer.ppo.gae import gae, last_token_mask, masked_mean, token_rewards, whiten
+from looper_trainer.ppo.gae import (
+    gae,
+    group_spread,
+    last_token_mask,
+    leave_one_out,
+    masked_mean,
+    token_rewards,
+    whiten,
+)
 
 floats = st.floats(-5, 5, width=32)
 
@@ -130,3 +141,16 @@ def test_masked_mean_ignores_what_is_not_a_number_outside_the_mask() -> None:
     x = torch.tensor([[2.0, float("nan")], [4.0, float("inf")]])
     mask = torch.tensor([[True, False], [True, False]])
     assert masked_mean(x, mask) == pytest.approx(3.0)
+
+
+@given(st.integers(2, 5), st.lists(floats, min_size=1, max_size=4), st.randoms(use_true_random=False))
+@settings(max_examples=50, deadline=None)
+def test_the_group_baseline_is_the_mean_of_the_others_and_its_spread_that_of_all(
+    k: int, seeds: list[float], rng: Random
+) -> None:
+    groups = [[seed + rng.uniform(-1, 1) for _ in range(k)] for seed in seeds]
+    scores = torch.tensor([s for group in groups for s in group], dtype=torch.float64)
+    others = [mean(group[:j] + group[j + 1 :]) for group in groups for j in range(k)]
+    torch.testing.assert_close(leave_one_out(scores, k), torch.tensor(others, dtype=torch.float64))
+    spreads = [max(pstdev(group), 1e-4) for group in groups for _ in range(k)]
+    torch.testing.assert_close(group_spread(scores, k), torch.tensor(spreads, dtype=torch.float64))

@@ -42,7 +42,9 @@ def metrics_of(config: PPOConfig) -> list[dict[str, Any]]:
 
 
 def without_seconds(config: PPOConfig) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in metrics_of(config)]
+    return [
+        {k: v for k, v in line.items() if k not in ("seconds", "step_seconds")} for line in metrics_of(config)
+    ]
 
 
 def saved(config: PPOConfig, step: int) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from typing import Literal
 
 import pytest
 import torch
 
 from looper_trainer.errors import CheckpointError
-from looper_trainer.ppo.batch import MicroBatch, Row, micro_batch, plan_packs
+from looper_trainer.ppo.batch import MicroBatch, Row, micro_batch, plan_micro_batches, plan_packs
 from looper_trainer.ppo.policy import Policy, chunked_logprobs
 
 from .conftest import EOS_ID, make_model, make_policy
@@ -187,3 +188,19 @@ def test_an_architecture_that_ignores_the_attention_mask_is_refused() -> None:
     model.model.forward = lambda *args, **kwargs: forward(*args, **(kwargs | {"attention_mask": None}))
     with pytest.raises(CheckpointError, match="causal attention"):
         Policy(model)
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_frozen_weights_that_left_and_returned_are_the_same_bits(train: Literal["lora", "full"]) -> None:
+    policy = Policy(make_model().requires_grad_(False).eval(), lora_rank=4, train=train)
+    (batch,) = plan_micro_batches(make_rows(3), range(3), 10_000)
+    before, reference = policy(batch), policy.ref_logprobs(batch)
+    trained = {id(p) for p in policy.adapter_parameters()}
+    for _ in range(2):
+        policy.leave_gpu()
+        assert all(p.numel() == 0 for p in policy.reference.parameters() if id(p) not in trained)
+        assert all(p.numel() for p in policy.adapter_parameters())
+        policy.return_to_gpu()
+        policy.return_to_gpu()  # once is enough
+        assert torch.equal(policy(batch).logprobs_nT, before.logprobs_nT)
+        assert torch.equal(policy.ref_logprobs(batch), reference)

@@ -137,3 +137,26 @@ def test_the_filter_keeps_questions_that_are_solved_sometimes() -> None:
     assert [problem.id for problem in solvable(make_problems(5), rollouts)] == ["p1"]
     with pytest.raises(DataError, match="pass rate"):
         solvable(make_problems(1), rollouts)
+
+
+def test_the_filter_can_be_a_band_and_puts_the_most_often_solved_first() -> None:
+    rollouts = [make_rollout(i, [f"#### {i}"] * i + ["no idea"] * (8 - i)) for i in range(9)]
+    band = solvable(make_problems(9), rollouts, above=0.25, below=0.75)
+    assert [problem.id for problem in band] == ["p5", "p4", "p3"]
+    assert [problem.id for problem in solvable(make_problems(9), rollouts)] == [
+        f"p{i}" for i in range(7, 0, -1)
+    ]
+
+
+def test_a_curriculum_begins_with_the_head_and_then_passes_over_everything() -> None:
+    problems = make_problems(20)
+    heads = [
+        {int(p.id[1:]) for p in questions_of_step(problems, s, 4, 0, curriculum_steps=5)} for s in range(1, 6)
+    ]
+    for step, head in enumerate(heads, start=1):
+        assert len(head) == 4
+        assert max(head) < 4 * step
+    passed = [
+        p.id for step in range(6, 11) for p in questions_of_step(problems, step, 4, 0, curriculum_steps=5)
+    ]
+    assert sorted(passed) == sorted(p.id for p in problems)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from statistics import pstdev
 
 import pytest
 import torch
@@ -13,7 +14,13 @@ from looper_trainer.ppo.batch import MicroBatch, Row, completion_mask, plan_micr
 from looper_trainer.ppo.config import PPOConfig
 from looper_trainer.ppo.experience import Experience, assess, measure
 from looper_trainer.ppo.policy import Policy
-from looper_trainer.ppo.update import _accumulate_gradients, make_optimizer, set_learning_rates, update
+from looper_trainer.ppo.update import (
+    _accumulate_gradients,
+    _Tally,
+    make_optimizer,
+    set_learning_rates,
+    update,
+)
 
 from .conftest import make_policy
 from .test_policy import make_rows, naive
@@ -41,7 +48,7 @@ def prepare(
 
 def gradient(policy: Policy, minibatch: list[MicroBatch], experience: Experience) -> torch.Tensor:
     policy.zero_grad(set_to_none=True)
-    _accumulate_gradients(policy, minibatch, experience, CONFIG, True, ())
+    _accumulate_gradients(policy, minibatch, minibatch, experience, CONFIG, True, _Tally())
     parameters = [*policy.adapter_parameters(), *policy.value_head.parameters()]
     return torch.cat([p.grad.flatten() for p in parameters])
 
@@ -172,3 +179,46 @@ def test_learning_rates_warm_up_linearly_and_then_stay() -> None:
         set_learning_rates(optimizer, config, step)
         seen.append(tuple(group["lr"] for group in optimizer.param_groups))
     assert seen == [(0.25, 0.5), (0.5, 1.0), (0.75, 1.5), (1.0, 2.0), (1.0, 2.0)]
+
+
+def test_learning_rates_fall_linearly_to_a_share_and_then_stay() -> None:
+    config = PPOConfig(
+        learning_rate=1.0, value_learning_rate=2.0, warmup_steps=1, decay_steps=5, decay_to=0.2, dev_file=None
+    )
+    optimizer = make_optimizer(make_policy(), config)
+    seen = []
+    for step in (1, 2, 3, 5, 50):
+        set_learning_rates(optimizer, config, step)
+        seen.append(optimizer.param_groups[0]["lr"])
+        assert optimizer.param_groups[1]["lr"] == pytest.approx(2 * seen[-1])
+    assert seen == pytest.approx([0.5, 0.8, 0.6, 0.2, 0.2])
+
+
+def test_group_advantages_are_scores_less_the_mean_of_the_others_on_every_token() -> None:
+    policy, rows = make_policy(), make_rows(6)
+    settings = {"samples_per_question": 3, "advantages": "leave_one_out", "whiten_advantages": False}
+    config = CONFIG.model_copy(update=settings)
+    mask = completion_mask(rows)
+    plan = plan_micro_batches(rows, range(6), 10_000)
+    measured = measure(policy, plan, (6, mask.shape[1]))
+    scores = [1.0, 0.0, 0.5, 2.0, 2.0, 2.0]
+    found = assess(measured, scores, mask, sampler_logprobs(rows), 0.0, config).advantages_BT
+    expected = [0.75, -0.75, 0.0, 0.0, 0.0, 0.0]
+    for row, advantage in enumerate(expected):
+        assert found[row][mask[row]].tolist() == pytest.approx([advantage] * int(mask[row].sum()))
+        assert not found[row][~mask[row]].any()
+    normalised = config.model_copy(update={"advantages": "group_normalised"})
+    found = assess(measured, scores, mask, sampler_logprobs(rows), 0.0, normalised).advantages_BT
+    assert float(found[0, 0]) == pytest.approx(0.75 / pstdev([1.0, 0.0, 0.5]), rel=1e-4)
+
+
+def test_a_critic_apart_gives_the_trunk_no_gradient() -> None:
+    gradients = []
+    for together in (True, False):
+        policy, rows = make_policy(critic_moves_trunk=together), make_rows(2)
+        (batch,) = plan_micro_batches(rows, [0, 1], 10_000)
+        policy(batch).values_nT.sum().backward()
+        gradients.append([p.grad is not None and bool(p.grad.any()) for p in policy.adapter_parameters()])
+        assert policy.value_head.weight.grad.any()
+    assert any(gradients[0])
+    assert not any(gradients[1])

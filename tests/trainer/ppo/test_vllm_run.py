@@ -128,7 +128,9 @@ def test_questions_are_scored_in_chunks_under_keys_of_their_own_and_all_of_it_is
 
 
 def without_seconds(config: PPOConfig) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in metrics_of(config)]
+    return [
+        {k: v for k, v in line.items() if k not in ("seconds", "step_seconds")} for line in metrics_of(config)
+    ]
 
 
 def test_a_sampler_that_dies_and_broken_replies_of_both_services_change_no_weight(
@@ -189,6 +191,40 @@ def test_whole_weights_that_were_trained_sample_also_after_the_server_has_died(
         for a, b in zip(start.parameters(), result.parameters(), strict=True)
     ]
     assert all(0 < change < 1e-2 for change in moved)
+
+
+def test_taking_turns_on_the_gpu_changes_no_weight(
+    config: PPOConfig, reward: FakeRewardServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(FAKE_SITE))
+    monkeypatch.setenv("FAKE_VLLM_EVENTS", str(tmp_path / "events"))
+    together, in_turns = (config.model_copy(update={"output": tmp_path / name}) for name in ("one", "two"))
+    run(together)
+    run(in_turns.model_copy(update={"vllm_sleep": True, "offload": True}))
+    # Asleep while the policy is loaded and while it is trained; the fake refuses to sample then.
+    assert (tmp_path / "events").read_text().split() == ["/sleep?level=1", "/wake_up"] * (STEPS + 1)
+    assert without_seconds(together) == without_seconds(in_turns)
+    assert adapter_digest(together, STEPS) == adapter_digest(in_turns, STEPS)
+
+
+def test_with_overlap_a_step_samples_from_the_version_before_the_last_and_says_so(
+    config: PPOConfig, reward: FakeRewardServer
+) -> None:
+    from transformers import AutoTokenizer
+
+    ahead = config.model_copy(update={"overlap": True})
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    with fake_vllm.FakeVLLM(model=config.model) as vllm:
+        run(ahead.model_copy(update={"vllm_urls": (vllm.url,)}))
+    for step in range(1, STEPS + 1):
+        version = max(0, step - 2)
+        digest = adapter_digest(ahead, version)
+        for record in trajectories(ahead, step):
+            assert record.policy == f"same@{version}"
+            prompt = tokenizer(format_prompt(record.question))["input_ids"]
+            for trajectory in record.trajectories:
+                assert trajectory.output == fake_vllm.completion(digest, prompt, trajectory.seed, 6)["text"]
+    assert [line["policy_version"] for line in metrics_of(ahead)] == [0, 0, 0, 1]
 
 
 def test_a_sampler_that_stays_away_saves_the_run_and_resume_goes_on_to_the_same_weights(

@@ -316,3 +316,46 @@ def test_kill_9_in_mid_sample_is_survived_with_the_same_adapter(sampler, model_f
     assert all(len(row) == 4 for row in rows)
     assert Oracle(model_folder, adapters[3]).error(prompts, rows, params) <= 1e-4
     assert [name.split("-")[1] for name in names_on(sampler)] == ["v3"]
+
+
+@pytest.fixture(scope="module")
+def whole_sampler(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMSampler]:
+    settings = VLLMSettings(
+        python=Path(PYTHON or ""), dtype="float32", max_model_len=MAX_LENGTH, max_num_seqs=32,
+        lora=False, whole_weights=True, compilation="eager", start_timeout_s=300,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }.items():
+            patch.setenv(name, value)
+        with VLLMSampler(str(model_folder), settings, folder=tmp_path_factory.mktemp("whole")) as sampler:
+            yield sampler
+
+
+def test_whole_weights_that_were_loaded_are_the_ones_that_sample(
+    model_folder: Path, whole_sampler: VLLMSampler, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    params = SamplingParams(max_new_tokens=24)
+    prompts = [whole_sampler.encode(text[:60]) for text in TEXTS[:8]]
+    for version in (1, 2):
+        model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+        torch.manual_seed(version)
+        for weight in model.parameters():
+            weight.data.mul_(1 + 0.2 * torch.randn(()))
+        model.save_pretrained(tmp_path / str(version))
+        whole_sampler.load_weights(tmp_path / str(version), version)
+        found = whole_sampler.sample(prompts, params, [[5, 6]] * len(prompts))
+        for prompt, row in zip(prompts, found, strict=True):
+            for completion in row:
+                ids = torch.tensor([[*prompt, *completion.token_ids]])
+                with torch.no_grad():
+                    logprobs = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+                expected = logprobs.gather(1, ids[0, len(prompt) :, None])[:, 0]
+                assert torch.allclose(expected, torch.tensor(completion.logprobs), atol=1e-4)
+    assert whole_sampler.policy_version == 2

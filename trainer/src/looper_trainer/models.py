@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from looper_trainer.errors import CheckpointError, UserError
-from looper_trainer.sampling.transformers import one_line, require_checkpoint, resolve_device, resolve_dtype
+from looper_trainer.errors import CheckpointError, ConfigError, UserError
+from looper_trainer.sampling.transformers import load_pretrained, one_line, resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +19,7 @@ WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 
 def load_base(
-    path_or_name: str, device: str = "auto", dtype: str = "auto"
+    path_or_name: str, device: str = "auto", dtype: str = "auto", nf4: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A frozen causal language model without dropout, in eval mode, and its tokenizer.
 
@@ -27,22 +27,34 @@ def load_base(
         path_or_name: a folder written by `save_pretrained`, or a hub name.
         device: "auto" is a GPU where there is one; else a torch device.
         dtype: "auto" is the checkpoint's own on a GPU and float32 on a CPU; else a torch dtype's name.
+        nf4: hold the linear layers in 4 bits (needs bitsandbytes).
 
     Raises:
         CheckpointError: there is no model there.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     place = resolve_device(device)
-    require_checkpoint(path_or_name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path_or_name)
-        model = AutoModelForCausalLM.from_pretrained(path_or_name, dtype=resolve_dtype(dtype, place))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path_or_name}: cannot load the model: {one_line(error)}") from error
+    given = _nf4_on(place) if nf4 else {}
+    model, tokenizer = load_pretrained(path_or_name, resolve_dtype(dtype, place), **given)
     model.requires_grad_(False)
     remove_dropout(model)
-    return model.to(place).eval(), tokenizer
+    return (model if nf4 else model.to(place)).eval(), tokenizer
+
+
+def _nf4_on(place: torch.device) -> dict[str, Any]:
+    """What makes `from_pretrained` hold linear layers in 4 bits on `place`: QLoRA, arXiv:2305.14314."""
+    from importlib.util import find_spec
+
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError("quantize nf4 needs bitsandbytes; run: pip install 'looper-trainer[qlora]'")
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": quantization, "device_map": {"": place}}
 
 
 def remove_dropout(model: nn.Module) -> None:

@@ -93,17 +93,18 @@ def run(config: RolloutsConfig) -> None:
         give_up_after_s=config.give_up_after_s,
     ) as client:
         scorer_id = client.info().scorer_id  # before any sampling: a wrong address or key ends at once
-        made_by = policy_id(config.model)
-        done = _open_partial(config, made_by, scorer_id)
-        _check_prefix(config, problems, done)
-        if done:
-            print(f"rollouts: continuing after {len(done)} of {len(problems)} questions", flush=True)
-        progress = _Progress(len(problems), done)
-        with _sampler(config) as sampler, _partial_file(config).open("a", encoding="utf-8") as out:
-            for record in _records(config, problems[len(done) :], sampler, client, made_by):
-                out.write(to_line(record))
-                out.flush()
-                progress.add(record)
+        with _sampler(config) as sampler:  # before any file is made: it may not load
+            made_by = policy_id(config.model)
+            done = _open_partial(config, made_by, scorer_id)
+            _check_prefix(config, problems, done)
+            if done:
+                print(f"rollouts: continuing after {len(done)} of {len(problems)} questions", flush=True)
+            progress = _Progress(len(problems), done)
+            with _partial_file(config).open("a", encoding="utf-8") as out:
+                for record in _records(config, problems[len(done) :], sampler, client, made_by):
+                    out.write(to_line(record))
+                    out.flush()
+                    progress.add(record)
     save_resolved(config, config.output.parent, f"{config.output.stem}_config")
     _partial_file(config).replace(config.output)
     _settings_file(config).unlink()

@@ -38,7 +38,15 @@ FREE_ON_RESUME = frozenset(
         "on_unscored",
     }
     | {"output", "run_id", "device", "sample_batch_size", "micro_batch_tokens", "logit_chunk_tokens"}
-    | {"activation_checkpointing", "score_chunk", "score_connections"}
+    | {
+        "activation_checkpointing",
+        "dry_run",
+        "memory_limit_gb",
+        "offload",
+        "preset",
+        "score_chunk",
+        "score_connections",
+    }
     | {name for name in SamplerOptions.model_fields if name.startswith("vllm_") and name != "vllm_seeded"}
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -15,6 +15,31 @@ Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 Coefficient = Annotated[float, Field(ge=0)]
 Discount = Annotated[float, Field(ge=0, le=1)]
+
+
+# For an 8B model on one GPU; see decision 0064 for the arithmetic.
+PRESETS: dict[str, dict[str, Any]] = {
+    "80gb": {
+        "memory_limit_gb": 80.0,
+        "vllm_memory_gb": 38.0,
+        "activation_checkpointing": True,
+    },
+    "40gb": {
+        "memory_limit_gb": 40.0,
+        "vllm_memory_gb": 34.0,
+        "vllm_sleep": True,
+        "offload": True,
+        "activation_checkpointing": True,
+    },
+    "24gb": {
+        "memory_limit_gb": 24.0,
+        "vllm_memory_gb": 10.5,
+        "quantize": "nf4",
+        "activation_checkpointing": True,
+        "micro_batch_tokens": 4096,
+        "logit_chunk_tokens": 512,
+    },
+}
 
 
 class PPOConfig(SamplerOptions):
@@ -37,6 +62,12 @@ class PPOConfig(SamplerOptions):
     """problems for the greedy accuracy that picks the best checkpoint; none to skip it"""
     rollouts_file: Path | None = None
     """scored rollouts: train only on questions solved sometimes, warm the critic up on them"""
+    min_pass_rate: Discount = 0.0
+    """of rollouts_file: train on questions solved more often than this"""
+    max_pass_rate: Discount = 1.0
+    """and less often than this"""
+    curriculum_steps: Count = 0
+    """steps over which questions join, the most often solved of rollouts_file first; 0: all at once"""
     output: Path = Path("checkpoints/ppo_rl")
     """folder of the run and its result"""
     run_id: str | None = None
@@ -61,6 +92,9 @@ class PPOConfig(SamplerOptions):
     """completions decoded together by the transformers sampler"""
     merged_sampling: bool = False
     """transformers: sample from a second copy of the weights, adapter merged: faster, more memory"""
+
+    overlap: bool = False
+    """sample the next step while this one is learnt from: one step off-policy, corrected by the weights"""
 
     # The reward.
     reward_mode: RewardMode = RewardMode.ARM_GATED
@@ -93,6 +127,10 @@ class PPOConfig(SamplerOptions):
     """of the value head"""
     warmup_steps: Count = 0
     """steps of linear learning-rate warm-up"""
+    decay_steps: Count = 0
+    """step at which the rates have fallen, linearly, to decay_to of their value; 0: they stay"""
+    decay_to: Discount = 0.1
+    """share of the learning rates that is left after decay_steps"""
     weight_decay: Coefficient = 0.0
     """of AdamW"""
     max_grad_norm: Rate = 1.0
@@ -107,12 +145,18 @@ class PPOConfig(SamplerOptions):
     """discount of a token"""
     lam: Discount = 1.0
     """lambda of generalized advantage estimation"""
+    advantages: Literal["gae", "leave_one_out", "group_normalised"] = "gae"
+    """from the critic; or the reward less the mean of its question's others; or that over their spread"""
+    whiten_advantages: bool = True
+    """shift and scale a step's advantages to mean 0 and variance 1"""
     clip_range: Rate = 0.2
     """of the probability ratio"""
     value_clip_range: Rate = 0.2
     """of the change of a value"""
     vf_coef: Coefficient = 0.1
     """weight of the value loss"""
+    critic_moves_trunk: bool = True
+    """let the value loss change what the policy is made of too, not the value head alone"""
     entropy_coef: Coefficient = 0.0
     """weight of the entropy bonus"""
     target_kl: Rate = 0.1
@@ -155,6 +199,28 @@ class PPOConfig(SamplerOptions):
     """positions whose logits exist at a time; lower it to save memory"""
     activation_checkpointing: bool = False
     """compute activations again in backward, to save memory"""
+    preset: Literal["80gb", "40gb", "24gb"] | None = None
+    """settings with which an 8B model trains and samples on one GPU of that size; what you give wins"""
+    memory_limit_gb: Rate | None = None
+    """GB (1e9 bytes) of the GPU that this command and its vLLM server may take together; none: all of it"""
+    vllm_memory_gb: Rate | None = None
+    """GB that our vLLM server may take, instead of vllm_memory_share"""
+    vllm_sleep: bool = False
+    """our vLLM server gives its memory back while the policy is trained"""
+    offload: bool = False
+    """the frozen weights leave the GPU while vLLM samples"""
+    quantize: Literal["nf4"] | None = None
+    """hold the frozen weights in 4 bits, here and in our vLLM server (QLoRA; needs bitsandbytes)"""
+    dry_run: bool = False
+    """print memory, tokens a step and an estimate of the time, and end"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, given: Any) -> Any:
+        """The preset's settings, where no other value is given."""
+        if isinstance(given, dict) and given.get("preset") in PRESETS:
+            return PRESETS[given["preset"]] | given
+        return given
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
@@ -163,6 +229,20 @@ class PPOConfig(SamplerOptions):
                 "mini_batch_size * gradient_accumulation_steps is more than batch_size; lower it, "
                 "or take more questions a step"
             )
+        if self.advantages != "gae" and self.samples_per_question < 2:
+            raise ValueError(f"advantages {self.advantages} needs samples_per_question of 2 or more")
+        if self.decay_steps and self.decay_steps <= self.warmup_steps:
+            raise ValueError("decay_steps must come after warmup_steps")
+        if self.curriculum_steps and self.rollouts_file is None:
+            raise ValueError("curriculum_steps needs rollouts_file, which says what is solved how often")
+        if self.train == "full" and self.quantize:
+            raise ValueError("quantize is for frozen weights; leave it out with train full")
+        if (self.vllm_sleep or self.offload) and (self.sampler != "vllm" or self.vllm_urls):
+            raise ValueError("vllm_sleep and offload need sampler vllm with a server of our own")
+        if self.overlap and (self.sampler != "vllm" or self.vllm_sleep or self.offload):
+            raise ValueError("overlap needs sampler vllm, and neither vllm_sleep nor offload")
+        if self.offload and self.quantize:
+            raise ValueError("offload and quantize do not go together; weights of 4 bits may stay")
         if self.train == "full" and self.merged_sampling:
             raise ValueError("merged_sampling needs an adapter to merge; leave it out with train full")
         if self.train == "full" and self.vllm_urls:

@@ -24,16 +24,14 @@ from looper_trainer.sampling.base import Sampler
 def warm_up_critic(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
-    rollouts: Sequence[RolloutRecord],
-    sampler: Sampler,
+    rows: Sequence[Row],
+    scores: Sequence[float],
     config: PPOConfig,
 ) -> list[float]:
-    """`critic_warmup_steps` optimizer steps of the value head; returns the mean squared error before each.
+    """`critic_warmup_steps` optimizer steps of the value head on `rows` with their `scores`.
 
-    Raises:
-        DataError: no scored trajectory, or rewards of another mode.
+    Returns the mean squared error before each.
     """
-    rows, scores = _scored_rows(rollouts, sampler, config)
     rng = random.Random(f"{config.seed}/critic")
     size = min(len(rows), config.batch_size * config.samples_per_question)
     errors = []
@@ -62,9 +60,14 @@ def warm_up_critic(
     return errors
 
 
-def _scored_rows(
+def scored_rows(
     rollouts: Sequence[RolloutRecord], sampler: Sampler, config: PPOConfig
 ) -> tuple[list[Row], list[float]]:
+    """Every scored trajectory of `rollouts` as a row, and its score.
+
+    Raises:
+        DataError: no scored trajectory, or rewards of another mode.
+    """
     rows, scores = [], []
     for record in rollouts:
         if record.reward_mode not in (None, config.reward_mode):

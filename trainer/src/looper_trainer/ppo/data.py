@@ -30,7 +30,7 @@ def read_data(config: PPOConfig) -> Data:
     problems = _read(config.train_file, Problem)
     dev = _read(config.dev_file, Problem) if config.dev_file and config.eval_every else []
     rollouts = _read(config.rollouts_file, RolloutRecord) if config.rollouts_file else []
-    train = solvable(problems, rollouts) if rollouts else problems
+    train = solvable(problems, rollouts, config.min_pass_rate, config.max_pass_rate) if rollouts else problems
     questions_of_step(train, 1, config.batch_size, config.seed)  # refuses too few
     if len({problem.id for problem in train}) != len(train):
         raise DataError(f"{config.train_file}: question ids repeat; give each question its own")

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from looper_trainer.ppo.batch import MicroBatch
 from looper_trainer.ppo.config import PPOConfig
-from looper_trainer.ppo.gae import gae, token_rewards, whiten
+from looper_trainer.ppo.gae import gae, group_spread, leave_one_out, token_rewards, whiten
 from looper_trainer.ppo.kl import kl_k1
 from looper_trainer.ppo.losses import truncated_importance_weight
 from looper_trainer.ppo.policy import Policy
+from looper_trainer.ppo.ranks import Alone, Ranks
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,23 @@ class Experience:
 
 
 @torch.no_grad()
-def measure(policy: Policy, micro_batches: Sequence[MicroBatch], shape: tuple[int, int]) -> Measured:
-    """Run policy, value function and reference over the step; `shape` is (B, T)."""
+def measure(
+    policy: Policy,
+    micro_batches: Sequence[MicroBatch],
+    shape: tuple[int, int],
+    ranks: Ranks | None = None,
+) -> Measured:
+    """Run policy, value function and reference over the step; `shape` is (B, T). Ranks share the work."""
+    ranks = ranks or Alone()
     measured = Measured(*(torch.zeros(shape, device=policy.device) for _ in range(4)))
-    for batch in micro_batches:
+    for batch in ranks.share(micro_batches):
         output = policy(batch)
         width = batch.completion_mask_nT.shape[1]
         measured.logprobs_BT[batch.rows_n, :width] = output.logprobs_nT
         measured.entropy_BT[batch.rows_n, :width] = output.entropy_nT
         measured.values_BT[batch.rows_n, :width] = output.values_nT
         measured.ref_logprobs_BT[batch.rows_n, :width] = policy.ref_logprobs(batch)
+    ranks.sum_((measured.logprobs_BT, measured.ref_logprobs_BT, measured.entropy_BT, measured.values_BT))
     return measured
 
 
@@ -71,12 +79,20 @@ def assess(
     rewards_BT = token_rewards(
         known_scores_B, kl_k1(measured.logprobs_BT, measured.ref_logprobs_BT), mask_BT, kl_coef
     )
-    advantages_BT, returns_BT = gae(rewards_BT, measured.values_BT, mask_BT, config.gamma, config.lam)
+    if config.advantages == "gae":
+        advantages_BT, returns_BT = gae(rewards_BT, measured.values_BT, mask_BT, config.gamma, config.lam)
+    else:  # rewards to come, less what the question's other completions got; the critic has no say
+        returns_BT, _ = gae(rewards_BT, torch.zeros_like(rewards_BT), mask_BT, config.gamma, lam=1.0)
+        k = config.samples_per_question
+        advantages_BT = returns_BT - leave_one_out(known_scores_B, k)[:, None]
+        if config.advantages == "group_normalised":
+            advantages_BT = advantages_BT / group_spread(known_scores_B, k)[:, None]
+        advantages_BT = advantages_BT.masked_fill(~mask_BT, 0.0)
     return Experience(
         mask_BT=mask_BT,
         old_logprobs_BT=measured.logprobs_BT,
         old_values_BT=measured.values_BT,
-        advantages_BT=whiten(advantages_BT, mask_BT),
+        advantages_BT=whiten(advantages_BT, mask_BT) if config.whiten_advantages else advantages_BT,
         returns_BT=returns_BT,
         importance_BT=truncated_importance_weight(
             measured.logprobs_BT, sampler_logprobs_BT, config.importance_weight_cap

@@ -47,6 +47,23 @@ def gae(
     return advantages_BT, (advantages_BT + values_BT).masked_fill(~completion_mask_BT, 0.0)
 
 
+def leave_one_out(scores_B: Tensor, k: int) -> Tensor:
+    """Mean score (B,) of the k - 1 other completions of each completion's question.
+
+    Rows come question by question, k of each. A baseline that does not depend on the completion itself, so
+    it leaves the policy gradient unbiased (arXiv:2402.14740 eq. 7).
+    """
+    scores_Qk = scores_B.view(-1, k)
+    return ((scores_Qk.sum(dim=1, keepdim=True) - scores_Qk) / (k - 1)).flatten()
+
+
+def group_spread(scores_B: Tensor, k: int, floor: float = 1e-4) -> Tensor:
+    """Population standard deviation (B,) of each completion's group of k, at least `floor`."""
+    scores_Qk = scores_B.view(-1, k)
+    spread_Q1 = scores_Qk.std(dim=1, correction=0, keepdim=True).clamp(min=floor)
+    return spread_Q1.expand_as(scores_Qk).flatten()
+
+
 def masked_mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Mean of `x` where `mask` is True, a scalar; 0 where the mask is empty."""
     return x_BT.masked_fill(~mask_BT, 0.0).sum() / mask_BT.sum().clamp(min=1)

@@ -36,20 +36,26 @@ class RunLog:
         output: folder of the run.
         steps: steps the run will have.
         start: completed steps; whatever the files say of later ones is removed, since they come again.
+        silent: write and show nothing: another process does.
     """
 
-    def __init__(self, output: Path, steps: int, start: int, console: Console | None = None) -> None:
+    def __init__(
+        self, output: Path, steps: int, start: int, console: Console | None = None, silent: bool = False
+    ) -> None:
         self.output = output
         self.metrics_file = output / "metrics.jsonl"
+        self.history: list[dict[str, Any]] = []  # the metrics of every step so far
         self.console = console or Console()
-        self._keep_until(start)
+        self._silent = silent
+        if not silent:
+            self._keep_until(start)
         self._progress = Progress(
             TextColumn("ppo"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=silent or not self.console.is_terminal,
         )
         self._task = self._progress.add_task("ppo", total=steps, completed=start)
 
@@ -64,18 +70,22 @@ class RunLog:
 
     def say(self, message: str) -> None:
         """One line for the user."""
+        if self._silent:
+            return
         self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     def step(self, metrics: Mapping[str, Any]) -> None:
         """Append one line to the metrics and show the main figures. What is not finite is written as null."""
         step = int(metrics["step"])
         plain = {key: _finite(value) for key, value in metrics.items()}
-        with self.metrics_file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(plain) + "\n")
+        if not self._silent:
+            with self.metrics_file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(plain) + "\n")
+        self.history.append(plain)
         shown = [
             f"{label} {form.format(plain[key])}" for key, label, form in _SHOWN if plain.get(key) is not None
         ]
-        seconds = (metrics.get("seconds") or {}).get("whole")
+        seconds = metrics.get("step_seconds")
         self.say(f"step {step}  " + "  ".join(shown) + (f"  {seconds:.1f} s" if seconds else ""))
         self._progress.update(self._task, completed=step)
 
@@ -91,6 +101,7 @@ class RunLog:
         if self.metrics_file.exists():
             lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if _step_of(line) <= start]
+            self.history = [json.loads(line) for line in kept]
             partial = self.metrics_file.with_name("metrics.jsonl.partial")
             partial.write_text("".join(kept), encoding="utf-8")
             partial.replace(self.metrics_file)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 from looper_trainer.config import save_resolved
 from looper_trainer.errors import ConfigError, RewardError
@@ -27,16 +27,16 @@ from looper_trainer.ppo.checkpoint import (
     step_folder,
 )
 from looper_trainer.ppo.config import PPOConfig
-from looper_trainer.ppo.critic import warm_up_critic
+from looper_trainer.ppo.critic import scored_rows, warm_up_critic
 from looper_trainer.ppo.data import Data, read_data
 from looper_trainer.ppo.log import RunLog, Stopwatch
+from looper_trainer.ppo.metrics import collapses
+from looper_trainer.ppo.plan import check_fit, limit_trainer, make_plan, vllm_share
 from looper_trainer.ppo.policy import Policy
-from looper_trainer.ppo.publish import publish
-from looper_trainer.ppo.rollout import (
-    greedy_accuracy,
-)
+from looper_trainer.ppo.ranks import Alone, Elsewhere, Ranks, join
 from looper_trainer.ppo.scoring import Scorer
-from looper_trainer.ppo.step import train_step
+from looper_trainer.ppo.source import Source
+from looper_trainer.ppo.step import learn
 from looper_trainer.ppo.update import make_optimizer
 from looper_trainer.reward_client import RewardClient
 from looper_trainer.sampling.base import Sampler
@@ -46,11 +46,22 @@ from looper_trainer.sampling.vllm import SamplerError, VLLMSampler
 def run(config: PPOConfig) -> None:
     """Train as `config` says, with the reward service that the environment names.
 
+    Under `accelerate launch` every process runs this; rank 0 alone samples, asks for scores and writes.
+
     Raises:
         UserError: bad input, or a reward service that stays away; progress is saved and `--resume` goes on.
     """
     data = read_data(config)
-    scorer_id = _scorer_of_run(config)
+    if config.dry_run:
+        print(make_plan(config).describe(config, data.train))
+        return
+    ranks = join()
+    scorer_id = ranks.from_first(lambda: _scorer_of_run(config))
+    check_fit(config)
+    if ranks.rank:
+        policy, _ = Policy.load(config)
+        train(config, data, policy, Elsewhere(), Elsewhere(), ranks)
+        return
     with RewardClient.from_environment(
         run_id=config.run_name,
         reward_mode=config.reward_mode,
@@ -60,7 +71,7 @@ def run(config: PPOConfig) -> None:
     ) as client:
         client.info()  # a wrong URL or key should end the run before a model is loaded
         with policy_and_sampler(config) as (policy, sampler):
-            train(config, data, policy, sampler, client)
+            train(config, data, policy, sampler, client, ranks)
     if config.merge and config.train == "lora":
         del policy, sampler
         merge_adapter(config.output / "adapter", config.output / "merged", config.model)
@@ -84,44 +95,63 @@ def policy_and_sampler(config: PPOConfig) -> Iterator[tuple[Policy, Sampler]]:
         lora=not full,
         max_lora_rank=config.lora_rank,
         whole_weights=full,
+        sleep=config.vllm_sleep,
+        nf4=config.quantize == "nf4",
+        gpu_memory_utilization=vllm_share(config),
     )
     with VLLMSampler(config.model, settings, folder=config.vllm_folder or config.output / "vllm") as sampler:
+        if config.vllm_sleep:
+            sampler.sleep()
+        limit_trainer(config)
         policy, _ = Policy.load(config)
         yield policy, sampler
 
 
-def train(config: PPOConfig, data: Data, policy: Policy, sampler: Sampler, scorer: Scorer) -> TrainState:
+def train(
+    config: PPOConfig,
+    data: Data,
+    policy: Policy,
+    sampler: Sampler,
+    scorer: Scorer,
+    ranks: Ranks | None = None,
+) -> TrainState:
     """Train `policy` in place and leave the result in `config.output`.
 
     `sampler` must sample from `policy` itself, or be a `RemoteSampler`, which is given every new version.
+    Both are used on rank 0 alone.
 
     Raises:
         UserError: see `run`.
     """
+    ranks = ranks or Alone()
+    source = Source(config, data, policy, sampler, scorer)
     deadline = time.monotonic() + 60 * (config.max_minutes or float("inf"))
     optimizer = make_optimizer(policy, config)
-    state = TrainState(step=0, kl_coef=config.kl_coef, scorer_id=scorer.info().scorer_id)
+    scorer_id = ranks.from_first(lambda: source.scorer.info().scorer_id)
+    state = TrainState(step=0, kl_coef=config.kl_coef, scorer_id=scorer_id)
     if config.resume:
         state = load_checkpoint(latest_checkpoint(config.output), policy, optimizer, config)
-    save_resolved(config, config.output)
-    with RunLog(config.output, config.steps, state.step) as log:
+    ranks.from_first(lambda: save_resolved(config, config.output))
+    with RunLog(config.output, config.steps, state.step, silent=ranks.rank > 0) as log:
         if not config.resume:
             if config.critic_warmup_steps and data.rollouts:
-                errors = warm_up_critic(policy, optimizer, data.rollouts, sampler, config)
+                encoded = ranks.from_first(lambda: scored_rows(data.rollouts, source.sampler, config))
+                errors = warm_up_critic(policy, optimizer, *encoded, config)
                 log.say(f"critic warm-up: squared error {errors[0]:.3f} -> {errors[-1]:.3f}")
-            publish(policy, sampler, state.step, _scratch(config))
+            ranks.from_first(partial(source.publish, state.step))
             if data.dev:
-                accuracy = greedy_accuracy(sampler, data.dev, config.max_new_tokens)
+                accuracy = ranks.from_first(source.dev_accuracy)
                 state = replace(state, best_step=0, best_accuracy=accuracy)
                 log.step({"step": 0, "policy_version": 0, "dev_accuracy": accuracy})
-            save_checkpoint(state, policy, optimizer, config)
+            ranks.from_first(partial(save_checkpoint, state, policy, optimizer, config))
         else:
-            publish(policy, sampler, state.step, _scratch(config))
+            ranks.from_first(partial(source.publish, state.step))
         last = state.step == config.steps or _out_of_patience(state, config)
         while not last:
             watch = Stopwatch()
             try:
-                metrics = train_step(state, config, data, policy, sampler, scorer, optimizer, log)
+                samples = ranks.on_first(partial(source.collect, state.step + 1))
+                metrics = learn(samples, state, config, data, policy, optimizer, log, ranks)
             except (RewardError, SamplerError) as error:
                 if not step_folder(config.output, state.step).exists():
                     save_checkpoint(state, policy, optimizer, config)
@@ -133,25 +163,31 @@ def train(config: PPOConfig, data: Data, policy: Policy, sampler: Sampler, score
             state = replace(state, step=state.step + 1, kl_coef=metrics["next_kl_coef"])
             improved = False
             with watch.part("sync"):
-                publish(policy, sampler, state.step, _scratch(config))
-            last = state.step == config.steps or time.monotonic() >= deadline
+                ranks.from_first(partial(source.publish, state.step))
+            late = ranks.from_first(lambda: time.monotonic() >= deadline)
+            last = state.step == config.steps or late
             if data.dev and (state.step % config.eval_every == 0 or last):
                 with watch.part("eval"):
-                    metrics["dev_accuracy"] = greedy_accuracy(sampler, data.dev, config.max_new_tokens)
+                    metrics["dev_accuracy"] = ranks.from_first(source.dev_accuracy)
                 state, improved = _after_evaluation(state, metrics["dev_accuracy"])
-            metrics["seconds"] |= watch.rounded() | {"whole": watch.elapsed()}
+                if collapses([*log.history, metrics]):
+                    metrics["collapse_alarm"] = True
+                    log.say(
+                        "warning: coherence has risen while dev accuracy fell, evaluation after evaluation: "
+                        "the policy may be learning to agree instead of to be right"
+                    )
+            metrics["seconds"] |= watch.rounded()
+            metrics["step_seconds"] = watch.elapsed()
             log.step(metrics)
             last = last or _out_of_patience(state, config)
             if improved or last or state.step % config.save_every == 0:
-                save_checkpoint(state, policy, optimizer, config)
-        chosen = export(state, policy, config)
+                ranks.from_first(partial(save_checkpoint, state, policy, optimizer, config))
+        chosen = ranks.from_first(partial(export, state, policy, config))
+        if ranks.rank and chosen != state.step:
+            policy.load_saved(step_folder(config.output, chosen))
         what = "merged" if config.train == "full" else "adapter"
         log.say(f"wrote {config.output / what} from step {chosen}")
     return state
-
-
-def _scratch(config: PPOConfig) -> Path:
-    return (config.vllm_folder or config.output / "vllm") / "next"
 
 
 def _after_evaluation(state: TrainState, accuracy: float) -> tuple[TrainState, bool]:

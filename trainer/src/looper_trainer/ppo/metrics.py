@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -15,6 +16,31 @@ from looper_trainer.ppo.gae import masked_mean
 from looper_trainer.ppo.kl import kl_k1, kl_k3
 from looper_trainer.ppo.losses import explained_variance
 from looper_trainer.ppo.rollout import Group, arm_rewards
+
+
+def collapses(lines: Sequence[Mapping[str, Any]], evaluations: int = 3) -> bool:
+    """Whether coherence rose while dev accuracy fell, each time over the last `evaluations` evaluations.
+
+    That is how a policy looks that has learnt to agree with itself instead of to be right.
+
+    Args:
+        lines: the run's metrics, step by step; `dev_accuracy` where there was an evaluation.
+    """
+    accuracies: list[float] = []
+    coherences: list[float | None] = []
+    since: list[float] = []
+    for line in lines:
+        if line.get("s_wm") is not None:
+            since.append(line["s_wm"])
+        if line.get("dev_accuracy") is not None:
+            accuracies.append(line["dev_accuracy"])
+            coherences.append(fmean(since) if since else None)
+            since = []
+    recent = list(zip(accuracies, coherences, strict=True))[-evaluations:]
+    known = [(accuracy, coherence) for accuracy, coherence in recent if coherence is not None]
+    return len(known) == evaluations and all(
+        after[0] < before[0] and after[1] > before[1] for before, after in pairwise(known)
+    )
 
 
 def sample_metrics(groups: Sequence[Group]) -> dict[str, Any]:

@@ -50,6 +50,7 @@ class Policy(nn.Module):
         activation_checkpointing: compute the trunk's activations again in backward.
         train: "lora" trains an adapter, "full" every weight.
         lora_rslora: scale the adapter by alpha / sqrt(rank) (arXiv:2312.03732), for high ranks.
+        critic_moves_trunk: let the gradient of `forward`'s values go on into the trunk.
         compute_dtype: bfloat16 runs matrix products in it, whatever the weights' dtype.
     """
 
@@ -65,9 +66,12 @@ class Policy(nn.Module):
         train: Literal["lora", "full"] = "lora",
         lora_rslora: bool = False,
         compute_dtype: torch.dtype | None = None,
+        critic_moves_trunk: bool = True,
     ) -> None:
         super().__init__()
         self.train_what = train
+        self._frozen_host: list[tuple[nn.Parameter, Tensor]] | None = None
+        self.critic_moves_trunk = critic_moves_trunk
         self.compute_dtype = compute_dtype or base.dtype
         self.model: Any
         self.causal_lm: Any
@@ -101,7 +105,9 @@ class Policy(nn.Module):
             if config.dtype == "bfloat16" or (config.dtype == "auto" and place.type == "cuda"):
                 compute_dtype = torch.bfloat16
         else:
-            base, tokenizer = load_base(config.model, config.device, config.dtype)
+            nf4 = config.quantize == "nf4"
+            base, tokenizer = load_base(config.model, config.device, config.dtype, nf4)
+            compute_dtype = torch.bfloat16 if nf4 else None
         torch.manual_seed(config.seed)
         policy = cls(
             base,
@@ -113,8 +119,33 @@ class Policy(nn.Module):
             train=config.train,
             lora_rslora=config.lora_rslora,
             compute_dtype=compute_dtype,
+            critic_moves_trunk=config.critic_moves_trunk,
         )
         return policy, tokenizer
+
+    def leave_gpu(self) -> None:
+        """Free the memory of the frozen weights until `return_to_gpu`; they stay in the host's memory."""
+        if self._frozen_host is None:
+            pin = self.device.type == "cuda"
+            frozen = [*self._frozen()]
+            self._frozen_host = [(p, p.data.cpu().pin_memory() if pin else p.data.clone()) for p in frozen]
+        for parameter, _ in self._frozen_host:
+            parameter.data = parameter.data.new_empty(0)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # to the other process
+
+    def return_to_gpu(self) -> None:
+        """Bring the frozen weights back; nothing to do where they have not left."""
+        for parameter, host in self._frozen_host or ():
+            if parameter.numel() != host.numel():
+                parameter.data = host.to(self.device, non_blocking=True) if host.is_pinned() else host.clone()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _frozen(self) -> Iterator[nn.Parameter]:
+        trained = {id(parameter) for parameter in self._trained().values()}
+        for module in {id(m): m for m in (self.model, self.reference)}.values():
+            yield from (p for p in module.parameters() if id(p) not in trained)
 
     @property
     def device(self) -> torch.device:
@@ -189,7 +220,8 @@ class Policy(nn.Module):
         hidden_NH = self._completion_states(self.causal_lm, batch)
         targets_N = batch.completion_ids_nT[batch.completion_mask_nT]
         logprobs_N, entropy_N = self._logprobs(self.causal_lm, hidden_NH, targets_N, with_entropy_gradient)
-        values_N = self.value_head(hidden_NH.float())[:, 0]
+        states_NH = hidden_NH if self.critic_moves_trunk else hidden_NH.detach()
+        values_N = self.value_head(states_NH.float())[:, 0]
         return PolicyOutput(*(_unpack(x_N, batch) for x_N in (logprobs_N, entropy_N, values_N)))
 
     def values(self, batch: MicroBatch) -> Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from looper_trainer.errors import UserError
+from looper_trainer.ppo.config import PPOConfig
 from looper_trainer.ppo.policy import Policy
 from looper_trainer.sampling.base import Sampler
 
@@ -30,9 +31,17 @@ class RemoteSampler(Protocol):
     def load_weights(self, folder: Path, version: int, *, take: bool = False) -> None:
         """Sample from the whole model in `folder` from now on."""
 
+    def sleep(self) -> None:
+        """Give the GPU's memory back until `wake`."""
 
-def publish(policy: Policy, sampler: Sampler, version: int, scratch: Path) -> None:
+    def wake(self) -> None:
+        """Take it again."""
+
+
+def publish(policy: Policy, sampler: Sampler, version: int, scratch: Path, config: PPOConfig) -> None:
     """Let `sampler` draw from `policy` as it is now, and know it as `version`.
+
+    Where the two take turns on the GPU, it is the sampler's from here until `hand_to_trainer`.
 
     Args:
         scratch: a folder that does not exist yet, on the sampler's file system.
@@ -41,8 +50,20 @@ def publish(policy: Policy, sampler: Sampler, version: int, scratch: Path) -> No
         return
     shutil.rmtree(scratch, ignore_errors=True)
     policy.save_for_sampler(scratch)
+    if config.offload:
+        policy.leave_gpu()
+    if config.vllm_sleep:
+        sampler.wake()
     load = sampler.load_weights if policy.train_what == "full" else sampler.load_adapter
     load(scratch, version, take=True)
+
+
+def hand_to_trainer(policy: Policy, sampler: Sampler, config: PPOConfig) -> None:
+    """The sampler is done for this step: its memory is the trainer's, where they take turns."""
+    if isinstance(sampler, RemoteSampler) and config.vllm_sleep:
+        sampler.sleep()
+    if config.offload:
+        policy.return_to_gpu()
 
 
 def require_version(sampler: Sampler, version: int) -> None:

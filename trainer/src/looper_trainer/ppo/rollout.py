@@ -31,8 +31,13 @@ class Group:
     seeds: Sequence[int]
 
 
-def questions_of_step(problems: Sequence[Problem], step: int, batch_size: int, seed: int) -> list[Problem]:
+def questions_of_step(
+    problems: Sequence[Problem], step: int, batch_size: int, seed: int, curriculum_steps: int = 0
+) -> list[Problem]:
     """The questions of step 1, 2, ...: each pass over the data is a fresh permutation, cut into full batches.
+
+    During the first `curriculum_steps` steps a batch is drawn from the head of `problems`, which grows
+    evenly until it is all of them.
 
     Raises:
         DataError: fewer problems than one batch.
@@ -42,7 +47,10 @@ def questions_of_step(problems: Sequence[Problem], step: int, batch_size: int, s
         raise DataError(
             f"{len(problems)} training questions are fewer than batch_size {batch_size}; lower it"
         )
-    number, place = divmod(step - 1, per_pass)
+    if step <= curriculum_steps:
+        head = max(batch_size, round(len(problems) * step / curriculum_steps))
+        return random.Random(f"{seed}/curriculum/{step}").sample(list(problems[:head]), batch_size)
+    number, place = divmod(step - 1 - curriculum_steps, per_pass)
     order = random.Random(f"{seed}/pass/{number}").sample(range(len(problems)), len(problems))
     return [problems[i] for i in order[place * batch_size : (place + 1) * batch_size]]
 
@@ -134,17 +142,25 @@ def to_record(
     )
 
 
-def solvable(problems: Sequence[Problem], rollouts: Sequence[RolloutRecord]) -> list[Problem]:
-    """The problems that the rollouts solve sometimes but not always: the others teach a group nothing.
+def solvable(
+    problems: Sequence[Problem], rollouts: Sequence[RolloutRecord], above: float = 0.0, below: float = 1.0
+) -> list[Problem]:
+    """The problems whose pass rate in the rollouts is between `above` and `below`, both excluded.
+
+    By default those solved sometimes but not always: the others teach a group nothing. The most often
+    solved come first, problems of equal rate in their own order.
 
     Raises:
         DataError: no problem is left.
     """
     rates = pass_rates(rollouts)
-    kept = [problem for problem in problems if 0.0 < rates.get(problem.id, 0.0) < 1.0]
+    kept = [problem for problem in problems if above < rates.get(problem.id, 0.0) < below]
     if not kept:
-        raise DataError("no training question has a pass rate between 0 and 1 in rollouts_file; leave it out")
-    return kept
+        raise DataError(
+            f"no training question has a pass rate between {above:g} and {below:g} in rollouts_file; widen "
+            "min_pass_rate and max_pass_rate, or leave rollouts_file out"
+        )
+    return sorted(kept, key=lambda problem: -rates[problem.id])
 
 
 def pass_rates(rollouts: Sequence[RolloutRecord]) -> Mapping[str, float]:

@@ -1,12 +1,14 @@
 """One PPO step, top to bottom: sample, score, rewards, advantages, update, figures.
 
-Weights change only once every score of the step is in, so that a step that fails is repeated whole.
+`collect` samples and sends; `learn` does the rest, on one process or several. Weights change only once every
+score of the step is in, so that a step that fails is repeated whole.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,8 +24,10 @@ from looper_trainer.ppo.kl import AdaptiveKL, FixedKL, KLController
 from looper_trainer.ppo.log import RunLog, Stopwatch
 from looper_trainer.ppo.metrics import sample_metrics, score_metrics, token_metrics
 from looper_trainer.ppo.policy import Policy
-from looper_trainer.ppo.publish import require_version
+from looper_trainer.ppo.publish import hand_to_trainer, require_version
+from looper_trainer.ppo.ranks import Alone, Ranks
 from looper_trainer.ppo.rollout import (
+    Group,
     StreamingSampler,
     arm_rewards,
     questions_of_step,
@@ -40,6 +44,42 @@ from looper_trainer.sampling.base import Sampler, SamplingParams
 SCORED_SHARE_NEEDED = 0.9
 
 
+@dataclass(frozen=True)
+class Samples:
+    """What rank 0 has of a step before it is learnt from; its scores may still be on their way."""
+
+    step: int
+    version: int
+    groups: Sequence[Group]
+    scores: StepScores
+    seconds: Mapping[str, float]
+
+
+def collect(
+    step: int, version: int, config: PPOConfig, data: Data, policy: Policy, sampler: Sampler, scorer: Scorer
+) -> Samples:
+    """Sample the completions of `step` from the policy of `version`; each question is sent to be scored
+    as soon as its completions are in."""
+    watch = Stopwatch()
+    problems = questions_of_step(data.train, step, config.batch_size, config.seed, config.curriculum_steps)
+    params = SamplingParams(config.max_new_tokens, config.temperature, top_p=1.0)
+    require_version(sampler, version)
+    streams = isinstance(sampler, StreamingSampler)
+    scores = StepScores(scorer, step, config.score_chunk if streams else 0, config.score_connections)
+    by_id = {}
+    with watch.part("sample"), policy.precision():
+        try:
+            k = config.samples_per_question
+            for group in sample_groups(sampler, problems, params, k, step, config.seed):
+                by_id[group.problem.id] = group
+                scores.add(as_question(group.problem, group.completions))
+        finally:
+            scores.close()
+    with watch.part("hand_over"):
+        hand_to_trainer(policy, sampler, config)
+    return Samples(step, version, [by_id[problem.id] for problem in problems], scores, watch.rounded())
+
+
 def train_step(
     state: TrainState,
     config: PPOConfig,
@@ -50,40 +90,51 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     log: RunLog,
 ) -> dict[str, Any]:
-    """One PPO step from `state`; returns its metrics. Weights change only after every score is in."""
-    step, watch = state.step + 1, Stopwatch()
-    rng = random.Random(f"{config.seed}/step/{step}")
+    """One PPO step from `state` in one process; returns its metrics."""
+    samples = collect(state.step + 1, state.step, config, data, policy, sampler, scorer)
+    return learn(samples, state, config, data, policy, optimizer, log)
 
-    # 1. Sample k completions of each question; each is sent to be scored as soon as they are in.
-    problems = questions_of_step(data.train, step, config.batch_size, config.seed)
-    params = SamplingParams(config.max_new_tokens, config.temperature, top_p=1.0)
-    require_version(sampler, state.step)
-    streams = isinstance(sampler, StreamingSampler)
-    scores = StepScores(scorer, step, config.score_chunk if streams else 0, config.score_connections)
-    with watch.part("sample"), policy.precision():
-        by_id = {}
-        try:
-            k = config.samples_per_question
-            for group in sample_groups(sampler, problems, params, k, step, config.seed):
-                by_id[group.problem.id] = group
-                scores.add(as_question(group.problem, group.completions))
-        finally:
-            scores.close()
-    groups = [by_id[problem.id] for problem in problems]
+
+def learn(
+    samples: Samples | None,
+    state: TrainState,
+    config: PPOConfig,
+    data: Data,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    log: RunLog,
+    ranks: Ranks | None = None,
+) -> dict[str, Any]:
+    """Learn from `samples`, which rank 0 has; returns the step's metrics."""
+    step, watch = state.step + 1, Stopwatch()
+    ranks = ranks or Alone()
+    rng = random.Random(f"{config.seed}/step/{step}")
+    groups = ranks.from_first(lambda: _here(samples).groups)
     rows = to_rows(groups)
     mask_BT = completion_mask(rows, policy.device)
     sampler_logprobs_BT = sampler_logprobs(rows, policy.device)
 
-    # 2. While the last scores are on their way, measure logprobs, reference logprobs and values.
+    # 1. While the last scores are on their way, measure logprobs, reference logprobs and values.
     with watch.part("logprobs"):
         minibatches = cut_minibatches(rows, config, rng, policy.device)
         micro_batches = [batch for minibatch in minibatches for batch in minibatch]
-        measured = measure(policy, micro_batches, (mask_BT.shape[0], mask_BT.shape[1]))
+        measured = measure(policy, micro_batches, (mask_BT.shape[0], mask_BT.shape[1]), ranks)
+
+    # 2. The scores, recorded before they are judged to be enough.
+    def scored() -> Results:
+        found = _here(samples).scores.results([group.problem.id for group in groups])
+        made_by = (
+            _version(config, _here(samples).version),
+            state.scorer_id,
+            config.reward_mode,
+            config.seeded,
+        )
+        log.trajectories(step, [to_record(group, found[group.problem.id], *made_by) for group in groups])
+        _require_scores(found, config)
+        return found
+
     with watch.part("score_wait"):
-        results = scores.results([problem.id for problem in problems])
-    made_by = (_version(config, state), state.scorer_id, config.reward_mode, config.seeded)
-    log.trajectories(step, [to_record(group, results[group.problem.id], *made_by) for group in groups])
-    _require_scores(results, config)
+        results = ranks.from_first(scored)
 
     # 3. Scores -> token rewards -> advantages and returns.
     scores_B = [reward for group in groups for reward in arm_rewards(group, results[group.problem.id])]
@@ -94,13 +145,13 @@ def train_step(
     alone = not data.rollouts and step <= config.critic_warmup_steps
     set_learning_rates(optimizer, config, step)
     with watch.part("update"):
-        updated = update(policy, optimizer, minibatches, experience, config, rng, train_policy=not alone)
+        updated = update(policy, optimizer, minibatches, experience, config, rng, not alone, ranks)
     controller = _controller(config, state.kl_coef)
     controller.update(figures["kl_k1_per_completion"])
 
     return {
         "step": step,
-        "policy_version": state.step,
+        "policy_version": state.step if samples is None else samples.version,
         "scorer_id": state.scorer_id,
         "critic_only": alone,
         **sample_metrics(groups),
@@ -110,8 +161,14 @@ def train_step(
         "kl_coef": state.kl_coef,
         "next_kl_coef": controller.coef,
         "learning_rate": optimizer.param_groups[0]["lr"],
-        "seconds": watch.rounded(),
+        "seconds": dict(samples.seconds if samples else {}) | watch.rounded(),
     }
+
+
+def _here(samples: Samples | None) -> Samples:
+    if samples is None:
+        raise RuntimeError("rank 0 alone has samples")
+    return samples
 
 
 def cut_minibatches(
@@ -147,5 +204,5 @@ def _controller(config: PPOConfig, coef: float) -> KLController:
     return FixedKL(coef) if config.kl_controller == "fixed" else AdaptiveKL(coef, config.adaptive_kl_target)
 
 
-def _version(config: PPOConfig, state: TrainState) -> str:
-    return f"{config.run_name}@{state.step}"
+def _version(config: PPOConfig, version: int) -> str:
+    return f"{config.run_name}@{version}"

@@ -16,6 +16,7 @@ from looper_trainer.ppo.experience import Experience
 from looper_trainer.ppo.kl import kl_k1, kl_k3
 from looper_trainer.ppo.losses import clipped_policy_loss, clipped_value_loss
 from looper_trainer.ppo.policy import Policy
+from looper_trainer.ppo.ranks import Alone, Ranks, sum_gradients
 
 MiniBatch = Sequence[MicroBatch]
 
@@ -32,12 +33,26 @@ def make_optimizer(policy: Policy, config: PPOConfig) -> torch.optim.AdamW:
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: PPOConfig, step: int) -> None:
-    """Linear warm-up over the first `warmup_steps` steps (counted from 1), then constant."""
+    """Linear warm-up over the first `warmup_steps` steps (counted from 1), then constant or linear decay."""
     share = min(1.0, step / (config.warmup_steps + 1))
+    if config.decay_steps and step > config.warmup_steps:
+        gone = min(1.0, (step - config.warmup_steps) / (config.decay_steps - config.warmup_steps))
+        share = 1.0 - (1.0 - config.decay_to) * gone
     for group, rate in zip(
         optimizer.param_groups, (config.learning_rate, config.value_learning_rate), strict=True
     ):
         group["lr"] = rate * share
+
+
+_TALLIED = (
+    "policy_loss",
+    "value_loss",
+    "clip_fraction",
+    "value_clip_fraction",
+    "update_kl_k1",
+    "update_kl_k3",
+    "ratio_mean",
+)
 
 
 class _Tally:
@@ -58,6 +73,29 @@ class _Tally:
             self.ratio_min = min(self.ratio_min, float(ratio_N.min()))
             self.ratio_max = max(self.ratio_max, float(ratio_N.max()))
 
+    def take(self, other: _Tally) -> None:
+        """Add what `other` has counted."""
+        self.tokens += other.tokens
+        for name, total in other.sums.items():
+            self.sums[name] += total
+        self.ratio_min = min(self.ratio_min, other.ratio_min)
+        self.ratio_max = max(self.ratio_max, other.ratio_max)
+
+    def combine(self, ranks: Ranks, device: torch.device) -> None:
+        """Add what the other ranks have counted."""
+        if ranks.size == 1:
+            return
+        counts = torch.tensor(
+            [self.tokens, *(self.sums[name] for name in _TALLIED)], dtype=torch.float64, device=device
+        )
+        extremes = torch.zeros(2, ranks.size, dtype=torch.float64, device=device)
+        extremes[0, ranks.rank] = min(self.ratio_min, 1e30)
+        extremes[1, ranks.rank] = max(self.ratio_max, -1e30)
+        ranks.sum_((counts, extremes))
+        self.tokens = int(counts[0])
+        self.sums.update(zip(_TALLIED, counts[1:].tolist(), strict=True))
+        self.ratio_min, self.ratio_max = float(extremes[0].min()), float(extremes[1].max())
+
     def means(self) -> dict[str, float]:
         found = {name: total / max(self.tokens, 1) for name, total in self.sums.items()}
         if self.tokens:
@@ -73,18 +111,21 @@ def update(
     config: PPOConfig,
     rng: random.Random,
     train_policy: bool = True,
+    ranks: Ranks | None = None,
 ) -> dict[str, float]:
     """Go `ppo_epochs` times over the minibatches; one optimizer step for each. Returns token means.
 
     Before its optimizer step a minibatch is asked how far the policy has moved (k3 of the new against the
     old policy, nats a token); beyond `target_kl` the rest of the update is left out. With `train_policy`
-    False only the value head learns.
+    False only the value head learns. Several ranks share each minibatch and take the same steps.
 
     Raises:
         UserError: a gradient is not finite.
     """
+    ranks = ranks or Alone()
     tally = _Tally()
     first: dict[str, float] = {}
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
     last_kl, steps, grad_norms = 0.0, 0, [0.0, 0.0]
     stopped = False
     with policy.updating():
@@ -92,11 +133,13 @@ def update(
             for minibatch in minibatches if epoch == 0 else rng.sample(minibatches, len(minibatches)):
                 of_minibatch = _Tally()
                 optimizer.zero_grad(set_to_none=True)
-                _accumulate_gradients(
-                    policy, minibatch, experience, config, train_policy, (tally, of_minibatch)
-                )
+                mine = ranks.share(minibatch)
+                _accumulate_gradients(policy, minibatch, mine, experience, config, train_policy, of_minibatch)
+                of_minibatch.combine(ranks, policy.device)
+                tally.take(of_minibatch)
                 if of_minibatch.tokens == 0:
                     continue
+                sum_gradients(ranks, trained if train_policy else policy.value_head.parameters())
                 means = of_minibatch.means()
                 if not first:
                     first = {"first_ratio_min": means["ratio_min"], "first_ratio_max": means["ratio_max"]}
@@ -134,15 +177,19 @@ def _is_finite(x: float) -> bool:
 def _accumulate_gradients(
     policy: Policy,
     minibatch: MiniBatch,
+    mine: MiniBatch,
     experience: Experience,
     config: PPOConfig,
     train_policy: bool,
-    tallies: tuple[_Tally, ...],
+    tally: _Tally,
 ) -> None:
-    """Gradients of the minibatch's loss: a mean over its real tokens, whatever its micro-batches."""
-    masks = [experience.mask_BT[batch.rows_n, : batch.completion_mask_nT.shape[1]] for batch in minibatch]
-    tokens = sum(int(mask_nT.sum()) for mask_nT in masks)
-    for batch, mask_nT in zip(minibatch, masks, strict=True):
+    """Gradients of the minibatch's loss: a mean over its real tokens, whatever its micro-batches.
+
+    Those of `mine` only are added up here, as parts of that mean.
+    """
+    tokens = sum(int(_scored(batch, experience).sum()) for batch in minibatch)
+    for batch in mine:
+        mask_nT = _scored(batch, experience)
         if not mask_nT.any():
             continue
         width = mask_nT.shape[1]
@@ -165,14 +212,18 @@ def _accumulate_gradients(
         weighted_nT = policy_loss_nT * experience.importance_BT[batch.rows_n, :width]
         loss_nT = weighted_nT + config.vf_coef * value_loss_nT - config.entropy_coef * entropy_nT
         (loss_nT.masked_fill(~mask_nT, 0.0).sum() / tokens).backward()
-        for tally in tallies:
-            tally.add(
-                mask_nT,
-                ratio_nT,
-                policy_loss=weighted_nT,
-                value_loss=value_loss_nT,
-                clip_fraction=clipped_nT.float(),
-                value_clip_fraction=value_clipped_nT.float(),
-                update_kl_k1=kl_k1(old_logprobs_nT, logprobs_nT),
-                update_kl_k3=kl_k3(old_logprobs_nT, logprobs_nT),
-            )
+        tally.add(
+            mask_nT,
+            ratio_nT,
+            policy_loss=weighted_nT,
+            value_loss=value_loss_nT,
+            clip_fraction=clipped_nT.float(),
+            value_clip_fraction=value_clipped_nT.float(),
+            update_kl_k1=kl_k1(old_logprobs_nT, logprobs_nT),
+            update_kl_k3=kl_k3(old_logprobs_nT, logprobs_nT),
+        )
+
+
+def _scored(batch: MicroBatch, experience: Experience) -> Tensor:
+    """True (n, T) at the batch's real tokens that have a score."""
+    return experience.mask_BT[batch.rows_n, : batch.completion_mask_nT.shape[1]]

@@ -265,9 +265,11 @@ def load_sampler(
 
 
 def load_pretrained(
-    path_or_name: str, dtype: torch.dtype | str
+    path_or_name: str, dtype: torch.dtype | str, **more: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The causal language model and the tokenizer in a folder, or of that name on the hub.
+
+    `more` goes to `from_pretrained` as it is.
 
     Raises:
         CheckpointError: there is no model there, or a damaged one.
@@ -280,7 +282,7 @@ def load_pretrained(
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path_or_name)
-        model = AutoModelForCausalLM.from_pretrained(path_or_name, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(path_or_name, dtype=dtype, **more)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{path_or_name}: cannot load the model: {one_line(error)}") from error
     return model, tokenizer

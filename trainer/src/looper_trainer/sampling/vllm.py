@@ -78,6 +78,7 @@ class VLLMSampler:
         self._adapters: list[Adapter] = []
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._server: VLLMServer | None = None
+        self._asleep: int | None = None  # the process that sleeps
         if not self.settings.urls:
             self._server = VLLMServer(model, self.settings, log_file=self.folder / "vllm.log", say=say)
             self._links = [VLLMLink(self.settings, server=self._server, say=say)]
@@ -171,6 +172,22 @@ class VLLMSampler:
         self._adapters.append(adapter)
         while len(self._adapters) > _KEPT_ADAPTERS:
             self._drop(self._adapters.pop(0))
+
+    def sleep(self) -> None:
+        """Give the GPU's memory back until `wake`: weights go to the host, keys and values are dropped.
+
+        The server must be ours, started with `sleep`. Asleep already, or dead: nothing to do.
+        """
+        if self._server is not None and self._server.pid not in (None, self._asleep):
+            self._links[0].order("/sleep?level=1")
+            self._asleep = self._server.pid
+
+    def wake(self) -> None:
+        """Take the memory again; a server that was started anew meanwhile is awake."""
+        if self._server is not None and self._asleep is not None and self._server.pid == self._asleep:
+            self._links[0].order("/wake_up")
+            self._links[0].order("/reset_prefix_cache")
+        self._asleep = None
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of `prompt`, with the special tokens that the tokenizer puts before a text."""

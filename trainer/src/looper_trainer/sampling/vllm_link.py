@@ -185,6 +185,19 @@ class VLLMLink:
         if reply.status_code not in (200, 404):
             self._say(f"vLLM at {self.url} keeps adapter {adapter.name}: {_message(reply)}")
 
+    def order(self, path: str) -> None:
+        """Have a server of ours do what vLLM's development mode offers at `path`, such as /sleep.
+
+        Raises:
+            SamplerError: it does not.
+        """
+        try:
+            reply = self._control.post(f"{self.url}{path}")
+        except httpx.TransportError as error:
+            raise SamplerError(f"vLLM at {self.url} does not answer {path}: {error}; see its log") from None
+        if reply.status_code != 200:
+            raise SamplerError(f"vLLM at {self.url} does not do {path}: {_message(reply)}; see its log")
+
     async def ask(self, client: httpx.AsyncClient, request: Mapping[str, Any]) -> list[Completion]:
         """The completions that the server makes for `request`."""
         try:

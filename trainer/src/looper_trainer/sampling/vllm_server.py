@@ -64,6 +64,10 @@ class VLLMSettings(BaseModel):
     """Serve with run-time adapters; without, the base model alone, which starts and samples faster."""
     whole_weights: bool = False
     """Let a server of ours take new weights of the whole model (vLLM's development mode)."""
+    sleep: bool = False
+    """Let a server of ours give its memory back between samplings (the same mode)."""
+    nf4: bool = False
+    """Hold the weights in 4 bits, as QLoRA does (bitsandbytes)."""
     start_timeout_s: float = Field(900.0, gt=0)
     max_restarts: int = Field(3, ge=0)
     """Restarts in a row, without a completed question between them, before the run stops."""
@@ -103,6 +107,10 @@ class VLLMSettings(BaseModel):
             command += ["--max-lora-rank", str(rank)]
         command += ["--logprobs-mode", "processed_logprobs", "--dtype", self.dtype, "--seed", str(self.seed)]
         command += ["--max-num-seqs", str(self.max_num_seqs)]
+        if self.sleep:
+            command += ["--enable-sleep-mode"]
+        if self.nf4:
+            command += ["--quantization", "bitsandbytes"]
         if self.gpu_memory_utilization is not None:
             command += ["--gpu-memory-utilization", str(self.gpu_memory_utilization)]
         if self.max_model_len is not None:
@@ -167,8 +175,8 @@ class VLLMServer:
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         }
-        if self.settings.whole_weights:
-            environment["VLLM_SERVER_DEV_MODE"] = "1"  # /collective_rpc and /reset_prefix_cache, on 127.0.0.1
+        if self.settings.whole_weights or self.settings.sleep:
+            environment["VLLM_SERVER_DEV_MODE"] = "1"  # /collective_rpc, /sleep and such, on 127.0.0.1
         if self.settings.devices is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self.settings.devices
         with self.log_file.open("ab") as log:

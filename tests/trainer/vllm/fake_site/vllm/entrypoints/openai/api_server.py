@@ -54,6 +54,7 @@ class FakeVLLM:
         self.faults: list[int | str] = []
         self.always: int | str | None = None
         self.healthy = True
+        self.asleep = False
         self.delay: dict[int, float] = {}
         self.in_flight = self.most_in_flight = 0
         self.lock = threading.Lock()
@@ -116,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         fake = self.server_state
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"null")
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or b"null")
         if self.path == "/v1/completions":
             with fake.lock:
                 fake.in_flight += 1
@@ -126,8 +127,10 @@ class _Handler(BaseHTTPRequestHandler):
             finally:
                 with fake.lock:
                     fake.in_flight -= 1
-        if self.path in ("/collective_rpc", "/reset_prefix_cache"):
+        if self.path.split("?")[0] in ("/collective_rpc", "/reset_prefix_cache", "/sleep", "/wake_up"):
             return self._develop(body)
+        if fake.asleep:
+            return self._error(400, "asleep")
         if not fake.lora:
             return self._send(404, {"detail": "Not Found"})
         name = body["lora_name"]
@@ -148,7 +151,12 @@ class _Handler(BaseHTTPRequestHandler):
         fake = self.server_state
         if os.environ.get("VLLM_SERVER_DEV_MODE") != "1":
             return self._send(404, {"detail": "Not Found"})
-        if self.path == "/collective_rpc":
+        if self.path in ("/sleep?level=1", "/wake_up"):
+            assert fake.asleep == (self.path == "/wake_up")
+            fake.asleep = not fake.asleep
+            with Path(os.environ["FAKE_VLLM_EVENTS"]).open("a") as events:
+                print(self.path, file=events)
+        elif self.path == "/collective_rpc":
             assert body is not None
             assert body["method"] == "reload_weights"
             fake.loaded = _weights(Path(body["kwargs"]["weights_path"]) / "model.safetensors")
@@ -159,6 +167,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _complete(self, body: dict) -> None:
         fake = self.server_state
         fake.requests.append(body)
+        if fake.asleep:
+            return self._error(400, "asleep")
         probe = body["top_p"] < 1e-3
         with fake.lock:
             fault = fake.always if fake.always is not None else None
