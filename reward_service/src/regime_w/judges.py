@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Protocol
 
+from regime_w.caches import Memory, digest_of
 from regime_w.equations import intermediate_results
 from regime_w.scoring import ArmResult, JudgeError
 
@@ -32,14 +33,25 @@ class EquationsJudge:
 
     identity = "equations"
 
+    def __init__(self, entries: int = 0) -> None:
+        self._results: Memory[frozenset[Fraction]] = Memory(entries, 64 * entries, len)
+
     def judge_pairs(self, question: str, pairs: Sequence[tuple[ArmResult, ArmResult]]) -> list[float]:
-        """One verdict a pair; each arm is parsed once, however many pairs hold it."""
+        """One verdict a pair; an arm is parsed once, and the results of the last `entries` arms are kept."""
         results: dict[ArmResult, frozenset[Fraction]] = {}
         for pair in pairs:
             for arm in pair:
                 if arm not in results:
-                    results[arm] = results_of(arm)
+                    results[arm] = self._results_of(arm)
         return [f1(results[a], results[b]) for a, b in pairs]
+
+    def _results_of(self, arm: ArmResult) -> frozenset[Fraction]:
+        key = digest_of(arm.answer or "", arm.reasoning)
+        results = self._results.get(key)
+        if results is None:
+            results = results_of(arm)
+            self._results.put(key, results)
+        return results
 
     def __call__(self, a: ArmResult, b: ArmResult) -> float:
         """The verdict on one pair."""

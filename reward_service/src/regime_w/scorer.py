@@ -30,11 +30,12 @@ from looper_schemas.scoring import (
     Scores,
 )
 from regime_w.arms import family_of
-from regime_w.embedding import CachedEmbedder, Embedder, TransformerEmbedder, Vectors
+from regime_w.caches import CachedEmbedder, Memory, digest_of
+from regime_w.embedding import Embedder, TransformerEmbedder, Vectors
 from regime_w.judges import EquationsJudge, Judge
 from regime_w.reward import compute_reward, reward_range
 from regime_w.scoring import ArmResult, compute_regime_w_scores
-from regime_w.settings import RegimeWSettings
+from regime_w.settings import FREE_SETTINGS, RegimeWSettings
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Scorer:
     """Scores questions; deterministic, and the same for a question alone and among others.
 
     `scorer_id` is a digest of the scoring code, the settings and the models: equal ids give equal rewards.
+    `concurrency` calls of `score` with about `batch_arms` arms each keep the embedder busy.
 
     Raises:
         regime_w.model_files.EmbeddingUnavailable: the embedding model cannot be loaded.
@@ -62,24 +64,48 @@ class Scorer:
         judge: Judge | None = None,
     ) -> None:
         self.settings = settings or RegimeWSettings()
+        self.concurrency = self.batch_arms = 1
         if embedder is None:
             embedder = TransformerEmbedder(
                 self.settings.embedding_model,
                 backend=self.settings.embedding_backend,
                 device=self.settings.embedding_device,
+                streams=self.settings.embedding_streams,
             )
+            # While the streams work on some calls, others are parsed and scored.
+            self.concurrency = embedder.streams + 2
+            self.batch_arms = 8 if embedder.device == "cpu" else 256
         self._embedder = CachedEmbedder(embedder, self.settings.embedding_cache_entries)
-        self._judge = judge or EquationsJudge()
+        self._judge = judge or EquationsJudge(self.settings.arm_cache_entries)
         self.scorer_id = _scorer_id(self.settings, self._embedder.identity, self._judge.identity)
+        self._arms: Memory[tuple[str | None, str]] = Memory(
+            self.settings.arm_cache_entries, self.settings.arm_cache_bytes, lambda arm: len(arm[1])
+        )
+        entries = self.settings.score_cache_entries
+        self._scores: Memory[ScoredQuestion] = Memory(entries, 64 * entries, lambda q: 1 + len(q.arms))
 
     def score(self, questions: Sequence[Question], mode: RewardMode) -> list[ScoredQuestion | FailedQuestion]:
         """One result a question, in order, with all components. Never raises for what a question holds.
 
         Question ids may repeat, so that a caller can score several requests together.
         """
-        parsed = [self._parse(question) for question in questions]
+        keys = [_content(question, mode) for question in questions]
+        known = [self._scores.get(key) for key in keys]
+        parsed = [
+            self._parse(question) if kept is None else kept
+            for question, kept in zip(questions, known, strict=True)
+        ]
         vectors = iter(self._embed([p for p in parsed if isinstance(p, _Parsed)]))
-        return [self._score_one(p, next(vectors), mode) if isinstance(p, _Parsed) else p for p in parsed]
+        results: list[ScoredQuestion | FailedQuestion] = []
+        for question, key, part in zip(questions, keys, parsed, strict=True):
+            if isinstance(part, ScoredQuestion):
+                results.append(part.model_copy(update={"id": question.id}))
+                continue
+            result = self._score_one(part, next(vectors), mode) if isinstance(part, _Parsed) else part
+            if isinstance(result, ScoredQuestion):
+                self._scores.put(key, result)
+            results.append(result)
+        return results
 
     def reward_range(self, mode: RewardMode) -> RewardRange:
         """The interval of every reward in `mode`, without the length penalty."""
@@ -87,7 +113,7 @@ class Scorer:
 
     def _parse(self, question: Question) -> _Parsed | FailedQuestion:
         try:
-            arms = tuple(parse_arm(arm) for arm in question.arms)
+            arms = tuple(self._parse_arm(arm) for arm in question.arms)
         except IndexError:
             return _failed(question, ProblemCode.INVALID_REQUEST)
         gold = question.gold_answer
@@ -96,6 +122,18 @@ class Scorer:
             for arm in arms
         )
         return _Parsed(question, arms, correct)
+
+    def _parse_arm(self, arm: Arm) -> ArmResult:
+        """As `parse_arm`, each text once."""
+        key = digest_of(
+            *("-" if part is None else f"+{part}" for part in (arm.answer, arm.reasoning, arm.full_text))
+        )
+        kept = self._arms.get(key)
+        if kept is not None:
+            return ArmResult(kept[0], kept[1], family_of(arm.arm))
+        result = parse_arm(arm)
+        self._arms.put(key, (result.answer, result.reasoning))
+        return result
 
     def _embed(self, parsed: Sequence[_Parsed]) -> list[Vectors | None]:
         """The (n, d) vectors of each question, in order; None where the embedder failed."""
@@ -163,6 +201,11 @@ def _failed(question: Question, code: ProblemCode) -> FailedQuestion:
     return FailedQuestion(id=question.id, error=QuestionError(code=code, retryable=PROBLEMS[code].retryable))
 
 
+def _content(question: Question, mode: RewardMode) -> bytes:
+    """A name of everything that the scores of `question` depend on: all of it but its id."""
+    return digest_of(mode.value, question.model_dump_json(exclude={"id"}))
+
+
 def _scorer_id(settings: RegimeWSettings, *identities: str) -> str:
     """An opaque digest of everything that scores depend on."""
     digest = hashlib.blake2b(digest_size=16)
@@ -170,7 +213,7 @@ def _scorer_id(settings: RegimeWSettings, *identities: str) -> str:
     sources = [path for folder in folders for path in sorted(folder.glob("*.py")) if path.name != "demo.py"]
     parts = [
         *(path.read_bytes() for path in sources),
-        settings.model_dump_json(exclude={"embedding_model", "embedding_cache_entries"}).encode(),
+        settings.model_dump_json(exclude=set(FREE_SETTINGS)).encode(),
         np.__version__.encode(),
         *(identity.encode() for identity in identities),
     ]

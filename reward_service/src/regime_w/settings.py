@@ -51,12 +51,28 @@ class RewardSettings(Frozen):
     length_penalty: LengthPenalty | None = None
 
 
+# Settings that decide how fast scores come, not what they are.
+FREE_SETTINGS = frozenset(
+    {
+        "embedding_model",  # its files are part of the embedder's identity
+        "embedding_streams",
+        "embedding_cache_entries",
+        "arm_cache_entries",
+        "arm_cache_bytes",
+        "score_cache_entries",
+    }
+)
+
+
 class RegimeWSettings(Frozen):
     """All settings of a `Scorer`.
 
     `copies_threshold`: two arms with at least this 5-gram Jaccard similarity are copies (None: no rule).
     `embedding_model`: a folder, a hub name, or the name of the model that an installed package carries.
-    `embedding_backend`: see `embedding.py` for what each one costs and how far it is from float32.
+    `embedding_backend`: see `backends.py` for what each one needs and how far it is from float32: the default
+    is within .0015 in s_path, `packed-int8`, the fast mode of a CPU, within .01.
+    `embedding_streams`: threads that embed (None: one a usable core, one on a GPU).
+    `*_cache_*`: bounds of what is remembered; no value depends on them, so they are not in the `scorer_id`.
     """
 
     weights: Weights = Weights()
@@ -64,6 +80,12 @@ class RegimeWSettings(Frozen):
     copies_threshold: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.9
     judge: Literal["equations"] = "equations"
     embedding_model: Annotated[str, Field(min_length=1)] = "sentence-transformers/all-MiniLM-L6-v2"
-    embedding_backend: Literal["auto", "float32", "packed-bf16"] = "auto"
-    embedding_device: str = "cpu"
+    embedding_backend: Literal[
+        "auto", "float32", "packed-float32", "packed-bf16", "packed-int8", "fixed-float32"
+    ] = "auto"
+    embedding_device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
+    embedding_streams: Annotated[int, Field(ge=1, le=256)] | None = None
     embedding_cache_entries: Annotated[int, Field(ge=0)] = 20_000
+    arm_cache_entries: Annotated[int, Field(ge=0)] = 20_000
+    arm_cache_bytes: Annotated[int, Field(ge=0)] = 2**27
+    score_cache_entries: Annotated[int, Field(ge=0)] = 8_192

@@ -21,7 +21,7 @@ from reward_service import endpoints
 from reward_service.admission import Admission
 from reward_service.audit import AuditFile
 from reward_service.auth import KeyRing, Principal
-from reward_service.batching import Batcher, Engine
+from reward_service.batching import Engine, make_batcher
 from reward_service.endpoints import Service
 from reward_service.errors import ProblemError, StartError, problem_response
 from reward_service.home import read_pepper, subkey
@@ -49,7 +49,7 @@ def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
     """
     keys = KeyRing(settings.home)
     engine = scorer or load_scorer(settings)
-    batcher = Batcher(engine, settings.batch_arms)
+    batcher = make_batcher(engine, settings)
     metrics = Metrics()
     admission = Admission(
         settings.max_waiting_bytes, settings.max_waiting_arms, lambda: batcher.seconds_per_arm

@@ -1,9 +1,10 @@
-"""One scoring thread that takes questions from all waiting requests in turn.
+"""Scoring threads that take questions from all waiting requests in turn.
 
-Scoring is CPU or GPU work that releases the GIL; the event loop must stay free for everyone else. Questions
-of different requests share a micro-batch, one question from each request in turn, so that a small request
-does not wait behind a large one. Because the scorer gives a question the same result alone and in any
-company, batching is invisible in the replies.
+Scoring is CPU or GPU work that releases the GIL; the event loop must stay free for everyone else. An engine
+that shares its work out itself says by `concurrency` how many calls keep it busy: while one call waits for
+its embeddings, the next one is parsed. Questions of different requests share a micro-batch, one question from
+each request in turn, so that a small request does not wait behind a large one. Because the scorer gives a
+question the same result alone and in any company, batching is invisible in the replies.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ from looper_schemas.scoring import (
     RewardRange,
     ScoredQuestion,
 )
+from reward_service.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+_BATCH_ARMS = 16  # of an engine that does not say
 
 Result = ScoredQuestion | FailedQuestion
 
@@ -46,7 +50,7 @@ class Engine(Protocol):
 
 
 class Job:
-    """The questions of one request on their way through the scoring thread; awaited in the event loop."""
+    """The questions of one request on their way through the scoring threads; awaited in the event loop."""
 
     def __init__(self, questions: Sequence[Question], mode: RewardMode) -> None:
         self.mode = mode
@@ -55,6 +59,7 @@ class Job:
         self.closed = False
         self._results: list[Result | None] = [None] * len(self.questions)
         self._missing = len(self.questions)
+        self._lock = threading.Lock()
         self._loop = asyncio.get_running_loop()
         self._done = asyncio.Event()
 
@@ -76,10 +81,11 @@ class Job:
         ]
 
     def deliver(self, index: int, result: Result) -> bool:
-        """Hand over the result of one question; whether it was the last. Called by the scoring thread."""
-        self._results[index] = result
-        self._missing -= 1
-        return self._missing == 0
+        """Hand over the result of one question; whether it was the last. From a scoring thread."""
+        with self._lock:
+            self._results[index] = result
+            self._missing -= 1
+            return self._missing == 0
 
     @staticmethod
     def wake(jobs: Sequence[Job]) -> None:
@@ -98,34 +104,39 @@ class Job:
 
 
 class Batcher:
-    """Feeds an engine from many jobs; micro-batches of about `batch_arms` arms."""
+    """Feeds an engine from many jobs; micro-batches of about `batch_arms` arms, `threads` at a time."""
 
-    def __init__(self, engine: Engine, batch_arms: int) -> None:
+    def __init__(self, engine: Engine, batch_arms: int, threads: int = 1) -> None:
         self._engine = engine
         self._batch_arms = batch_arms
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
+        self._scoring = 0  # threads that do so now
+        self._threads = [
+            threading.Thread(target=self._run, name=f"scoring-{i}", daemon=True) for i in range(threads)
+        ]
         self.seconds_per_arm = 0.05  # moving average; a first guess of a small model on one CPU core
 
     def start(self) -> None:
-        """Start the scoring thread."""
-        self._thread.start()
+        """Start the scoring threads."""
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """End the thread after the batch at hand."""
+        """End the threads after the batches at hand."""
         with self._changed:
             self._stopping = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def submit(self, questions: Sequence[Question], mode: RewardMode) -> Job:
         """Queue `questions`; await the returned job."""
         job = Job(questions, mode)
         with self._changed:
             self._jobs.append(job)
-            self._changed.notify()
+            self._changed.notify_all()
         return job
 
     def _run(self) -> None:
@@ -136,6 +147,8 @@ class Batcher:
                 if self._stopping:
                     return
                 batch = self._take()
+                self._scoring += 1
+                together = self._scoring
             started = time.monotonic()
             arms = 0
             complete = []
@@ -144,8 +157,11 @@ class Batcher:
                     complete.append(job)
                 arms += len(job.questions[index].arms)
             Job.wake(complete)
-            if arms:
-                self.seconds_per_arm += 0.1 * ((time.monotonic() - started) / arms - self.seconds_per_arm)
+            with self._changed:
+                self._scoring -= 1
+                if arms:
+                    seconds = (time.monotonic() - started) / (arms * together)
+                    self.seconds_per_arm += 0.1 * (seconds - self.seconds_per_arm)
 
     def _drop_finished(self) -> bool:
         """Forget jobs that have nothing left to take; whether any job remains."""
@@ -200,3 +216,10 @@ class Batcher:
 def failed(question_id: str, code: ProblemCode) -> FailedQuestion:
     """The result of a question that ends with `code`."""
     return FailedQuestion(id=question_id, error=QuestionError(code=code, retryable=PROBLEMS[code].retryable))
+
+
+def make_batcher(engine: Engine, settings: Settings) -> Batcher:
+    """A batcher as the settings say, or where they are silent as the engine asks for (`regime_w.scorer`)."""
+    batch_arms = settings.batch_arms or int(getattr(engine, "batch_arms", _BATCH_ARMS))
+    threads = settings.scoring_threads or int(getattr(engine, "concurrency", 1))
+    return Batcher(engine, batch_arms, threads)

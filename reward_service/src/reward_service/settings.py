@@ -30,7 +30,7 @@ class Settings(BaseModel):
 
     Limits on one request are stated in `GET /v1/info`, and clients split their batches by them. A PPO batch
     of 64 arms of 1,000 tokens is about 0.5 MB. `max_waiting_*` bound what is inside the service at a time,
-    `batch_arms` what the scorer sees at once: more helps a GPU, less keeps deadlines sharp on a CPU.
+    `batch_arms` what the scorer sees at once, `scoring_threads` how often: None is what it asks for itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -59,7 +59,8 @@ class Settings(BaseModel):
 
     max_waiting_arms: Count = 16_384
     max_waiting_bytes: Count = 2**26
-    batch_arms: Count = 16
+    batch_arms: Count | None = None
+    scoring_threads: Annotated[int, Field(ge=1, le=256)] | None = None
 
     state_url: str | None = None  # None: SQLite in the folder
     idempotency_entries: Count = 65_536

@@ -16,12 +16,17 @@ MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 @pytest.fixture(scope="session")
 def float32_embedder() -> TransformerEmbedder:
-    return TransformerEmbedder(MODEL, backend="float32")
+    return TransformerEmbedder(MODEL, backend="float32", device="cpu", streams=1)
+
+
+@pytest.fixture(scope="session", params=["packed-float32", "packed-bf16", "packed-int8"])
+def packed_embedder(request: pytest.FixtureRequest) -> TransformerEmbedder:
+    return TransformerEmbedder(MODEL, backend=request.param, device="cpu", streams=2)
 
 
 @pytest.fixture(scope="session")
-def packed_embedder() -> TransformerEmbedder:
-    return TransformerEmbedder(MODEL, backend="packed-bf16")
+def fixed_embedder() -> TransformerEmbedder:
+    return TransformerEmbedder(MODEL, backend="fixed-float32", device="cpu", streams=1)
 
 
 @pytest.fixture(scope="session")

@@ -232,3 +232,37 @@ def test_the_reward_range_is_that_of_the_settings() -> None:
     settings = RegimeWSettings(reward=RewardSettings(correct=2.0, wrong=-1.0, coherence=0.5))
     bounds = Scorer(settings, embedder=LetterEmbedder()).reward_range(MODE)
     assert (bounds.low, bounds.high) == (-1.0, 2.5)
+
+
+def test_a_question_that_comes_again_is_not_scored_again_and_answers_the_same_under_its_new_id() -> None:
+    class Counting(LetterEmbedder):
+        asked = 0
+
+        def embed(self, texts: Sequence[str]) -> Vectors:
+            Counting.asked += len(texts)
+            return super().embed(texts)
+
+    scorer = Scorer(RegimeWSettings(embedding_cache_entries=0), embedder=Counting())
+    (first,) = scorer.score([GOOD], MODE)
+    (again,) = scorer.score([GOOD.model_copy(update={"id": "again"})], MODE)
+    assert again == scored(first).model_copy(update={"id": "again"})
+    assert Counting.asked == 3
+    scorer.score([GOOD], RewardMode.QUESTION)  # another mode is another result
+    scorer.score([GOOD.model_copy(update={"gold_answer": "7"})], MODE)
+    assert Counting.asked == 9
+
+
+def test_a_failed_question_is_not_remembered() -> None:
+    embedder = LetterEmbedder("bad")
+    scorer = Scorer(embedder=embedder)
+    assert isinstance(scorer.score([GOOD], MODE)[0], FailedQuestion)
+    embedder.poison = None
+    scored(scorer.score([GOOD], MODE)[0])
+
+
+def test_results_with_warm_and_cold_memories_are_equal() -> None:
+    warm = Scorer(embedder=LetterEmbedder())
+    cold = RegimeWSettings(embedding_cache_entries=0, arm_cache_entries=0, score_cache_entries=0)
+    mixed = question("mixed", [GOOD.arms[0].full_text or "", "jig 9 + 9 = 18\n#### 18"])
+    for batch in ([GOOD], [mixed], [GOOD, mixed], [mixed, GOOD]):
+        assert warm.score(batch, MODE) == Scorer(cold, embedder=LetterEmbedder()).score(batch, MODE)

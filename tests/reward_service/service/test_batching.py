@@ -117,7 +117,7 @@ async def test_stopping_ends_the_thread(engine: Any) -> None:
     batcher = Batcher(engine, 4)
     batcher.start()
     batcher.stop()
-    assert not batcher._thread.is_alive()
+    assert not any(thread.is_alive() for thread in batcher._threads)
 
 
 async def test_the_speed_estimate_follows_the_engine(engine: Any) -> None:
