@@ -2,7 +2,7 @@
 
     python benchmarks/private/fuzz/fuzz_parser.py --cpu-minutes 30 --keep
 
-Runs libFuzzer in a process of its own until it has used that much CPU time; the last long run is kept in
+Runs libFuzzer in processes of its own until they have used that much CPU time; the last long run is kept in
 benchmarks/results/private/fuzz_parser.json. Exit code 1 when the parser was wrong; the input is printed.
 """
 
@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -57,12 +57,44 @@ def fuzz_here(corpus: str, arguments: list[str]) -> None:
     atheris.Fuzz()
 
 
+def run(folder: Path, cpu_minutes: float, seed: int, workers: int) -> tuple[list[str], float]:
+    """What each of `workers` fuzzing processes said, and the CPU minutes of all. They share a corpus.
+
+    Raises:
+        SystemExit: one ended otherwise than by the end of its time.
+    """
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    for number, content in enumerate(_SEEDS):
+        (corpus / f"seed{number}").write_bytes(content)
+    (folder / "dictionary").write_text("".join(f'"{word}"\n' for word in _DICTIONARY))
+    limit = max(1, round(60 * cpu_minutes / workers))
+    processes = []
+    for worker in range(workers):
+        with (folder / f"log{worker}").open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, __file__, "--inside", str(corpus), str(seed + worker)],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+            )
+        # The kernel ends it (SIGXCPU) when its time is used up: the parser was never wrong till then.
+        resource.prlimit(process.pid, resource.RLIMIT_CPU, (limit, limit + 30))
+        processes.append(process)
+    codes = [process.wait() for process in processes]
+    said = [(folder / f"log{worker}").read_text(errors="replace") for worker in range(workers)]
+    for code, text in zip(codes, said, strict=True):
+        if code != -signal.SIGXCPU and "SIGXCPU" not in text:
+            sys.exit(text[-4000:])
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return said, (used.ru_utime + used.ru_stime) / 60
+
+
 def main() -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cpu-minutes", type=float, default=0.1, help="how long (default 0.1)")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cpu-minutes", type=float, default=0.1, help="of all workers (default 0.1)")
+    parser.add_argument("--workers", type=int, default=1, help="how many processes (default 1)")
     parser.add_argument("--seed", type=int, default=1, help="of libFuzzer (default 1)")
     parser.add_argument("--keep", action="store_true", help="keep the result as the last one")
     parser.add_argument("--inside", nargs=2, metavar=("CORPUS", "SEED"), help=argparse.SUPPRESS)
@@ -70,48 +102,29 @@ def main() -> int:
     if options.inside:
         corpus, seed = options.inside
         dictionary = Path(corpus).with_name("dictionary")
-        fuzz_here(corpus, [f"-seed={seed}", "-max_len=4096", "-timeout=10", f"-dict={dictionary}"])
+        arguments = [f"-seed={seed}", "-max_len=4096", "-timeout=100", f"-dict={dictionary}", "-reload=30"]
+        fuzz_here(corpus, arguments)
         return 0
     from kept import keep, stamp
 
     stamped = stamp()
-    with tempfile.TemporaryDirectory() as folder:
-        corpus = Path(folder) / "corpus"
-        corpus.mkdir()
-        for number, seed in enumerate(_SEEDS):
-            (corpus / f"seed{number}").write_bytes(seed)
-        (Path(folder) / "dictionary").write_text("".join(f'"{word}"\n' for word in _DICTIONARY))
-        log = Path(folder) / "log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, __file__, "--inside", str(corpus), str(options.seed)],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                cwd=folder,
-            )
-            # The kernel ends it (SIGXCPU) when its time is used up: the parser was never wrong till then.
-            limit = max(1, round(60 * options.cpu_minutes))
-            resource.prlimit(process.pid, resource.RLIMIT_CPU, (limit, limit + 30))
-            code = process.wait()
-        said = log.read_text(errors="replace")
-        ended_by_time = code == -24 or "SIGXCPU" in said
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        runs = [int(count) for count in re.findall(r"^#(\d+)\s", said, re.MULTILINE)]
-        features = re.findall(r"cov: (\d+) ft: (\d+)", said)
-        inputs = len(list(corpus.iterdir()))
-    if not ended_by_time or not runs:
-        print(said[-4000:])
-        return 1
+    with tempfile.TemporaryDirectory() as name:
+        said, minutes = run(Path(name), options.cpu_minutes, options.seed, options.workers)
+        inputs = len(list((Path(name) / "corpus").iterdir()))
+    # libFuzzer says how many inputs it has tried at powers of two and at every find.
+    tried = [max(map(int, re.findall(r"^#(\d+)\s", text, re.MULTILINE))) for text in said]
+    reached = [tuple(map(int, pair)) for text in said for pair in re.findall(r"cov: (\d+) ft: (\d+)", text)]
+    edges, features = max(reached)
     result = {
         **stamped,
         "fuzzer": f"atheris {_version()}",
-        "cpu_minutes": round((used.ru_utime + used.ru_stime) / 60, 2),
-        "inputs_at_least": max(runs),  # libFuzzer says it at powers of two and at every find
-        "edges": int(features[-1][0]),
-        "features": int(features[-1][1]),
+        "workers": options.workers,
+        "cpu_minutes": round(minutes, 2),
+        "inputs_at_least": sum(tried),
+        "edges": edges,
+        "features": features,
         "corpus": inputs,
         "faults": 0,
-        "ended": time.strftime("%H:%M", time.gmtime()),
     }
     if options.keep:
         keep("fuzz_parser", result)
