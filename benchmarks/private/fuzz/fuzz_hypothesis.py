@@ -217,14 +217,14 @@ def run_cases(home: Path, cases: int, first_seed: int) -> dict[str, Any]:
         service = opened(home)
         target = runner.run(service.__aenter__())
         them = Cases(target, runner.run)
-        properties: dict[str, tuple[float, Any]] = {
-            "well-formed messages": (0.2, given(MESSAGE)(them.well_formed)),
-            "spoiled messages": (0.3, given(MESSAGE, st.data())(them.spoiled)),
-            "any requests": (0.25, given(REQUESTS, st.booleans())(them.any_request)),
-            "parser inputs": (0.25, given(LIKE_JSON)(them.parsed)),
+        properties: dict[str, tuple[float, Any, Any]] = {
+            "well-formed messages": (0.2, given(MESSAGE), them.well_formed),
+            "spoiled messages": (0.3, given(MESSAGE, st.data()), them.spoiled),
+            "any requests": (0.25, given(REQUESTS, st.booleans()), them.any_request),
+            "parser inputs": (0.25, given(LIKE_JSON), them.parsed),
         }
         try:
-            for name, (share, test) in properties.items():
+            for name, (share, given_, test) in properties.items():
                 wanted, round_ = round(share * cases), 0
                 while them.seen[name] < wanted:
                     limited = settings(
@@ -233,7 +233,7 @@ def run_cases(home: Path, cases: int, first_seed: int) -> dict[str, Any]:
                         database=None,
                         suppress_health_check=list(HealthCheck),
                     )
-                    seed(first_seed + round_)(limited(test))()
+                    seed(first_seed + round_)(limited(given_(test)))()
                     round_ += 1
         finally:
             runner.run(service.__aexit__(None, None, None))
