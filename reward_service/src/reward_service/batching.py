@@ -198,11 +198,13 @@ class Batcher:
             results = self._engine.score(questions, mode)
             if [result.id for result in results] != [question.id for question in questions]:
                 raise RuntimeError("the engine's results do not match its questions")
-        except Exception:
+        except Exception as error:
             logger.exception("scoring a batch failed")
             if len(batch) == 1:
-                job, index = batch[0]
-                return [failed(job.questions[index].id, ProblemCode.SCORER_FAILED)]
+                # torch's error of this name is no MemoryError; either may have room later.
+                memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+                code = ProblemCode.OVERLOADED if memory else ProblemCode.SCORER_FAILED
+                return [failed(asked[0].id, code)]
             half = len(batch) // 2
             return self._score(batch[:half]) + self._score(batch[half:])
         if questions is asked:

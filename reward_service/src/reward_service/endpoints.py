@@ -43,6 +43,7 @@ _JSON_TYPE = re.compile(r"application/json\s*(;\s*charset\s*=\s*\"?utf-8\"?\s*)?
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _MILLISECONDS = re.compile(r"[0-9]{1,9}")
 _NOT_READY_RETRY_S = 5.0
+_NO_ROOM = {ProblemCode.OVERLOADED}  # how questions end that the scorer had no memory for
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ async def score(request: Request) -> Response:
                     failed = [result for result in results if isinstance(result, FailedQuestion)]
                     _note_scoring(request, about, len(failed))
                     service.metrics.scored(results)
+                    if len(failed) == len(results) and {f.error.code for f in failed} == _NO_ROOM:
+                        raise ProblemError(ProblemCode.OVERLOADED, retry_after_s=_NOT_READY_RETRY_S)
                     final = not any(result.error.retryable for result in failed)
                     claim = Claim(
                         account=principal.account,

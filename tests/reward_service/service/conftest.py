@@ -52,7 +52,7 @@ class FakeEngine:
         self.batches.append(list(questions))
         assert self.gate.wait(30)
         if any(POISON in question.question for question in questions):
-            raise MemoryError(questions[0].question)
+            raise ValueError(questions[0].question)
         return [self._score(question) for question in questions]
 
     def _score(self, question: Question) -> ScoredQuestion:

@@ -243,7 +243,7 @@ async def test_a_retryable_failure_is_not_kept(open_service: Any, message: Any) 
         def fails_once(questions: Any, mode: Any) -> Any:
             calls.append(1)
             if len(calls) == 1:
-                raise MemoryError
+                raise ValueError
             return plain(questions, mode)
 
         live.engine.score = fails_once
