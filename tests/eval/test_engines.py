@@ -13,9 +13,9 @@ import pytest
 
 from looper_eval.cli import main
 from looper_eval.endpoint import API_KEY_VARIABLE, EndpointEngine
-from looper_eval.engines import Answer, Ask, cut_at_stop
+from looper_eval.engines import Answer, Ask, cut_at_stop, encode, require_chat_template
 from looper_eval.models import ModelSpec
-from looper_eval.settings import resolve_settings
+from looper_eval.settings import Shot, resolve_settings
 from looper_schemas.prompt import format_prompt
 from looper_trainer.errors import UserError
 
@@ -26,6 +26,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.failures, self.status = 0, 503
+        self.refuse_from, self.newer = 10**6, False
         self.requests: list[tuple[str, dict[str, Any], str | None]] = []
         self.reply: Any = None
 
@@ -40,8 +41,14 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append((self.path, body, self.headers.get("Authorization")))
-        if len(self.server.requests) <= self.server.failures:
+        if (
+            len(self.server.requests) <= self.server.failures
+            or len(self.server.requests) >= self.server.refuse_from
+        ):
             self.send_error(self.server.status)
+            return
+        if self.server.newer and "max_tokens" in body:
+            self.send_error(400, "use max_completion_tokens")
             return
         asked = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
         text = f"You asked {len(asked)} characters.\nAnswer: #### 42"
@@ -141,3 +148,48 @@ def test_a_whole_run_against_an_endpoint_counts_what_it_answered(server: Server,
     assert len(server.requests) == 3
     assert main(["run", "--model", f"m={server.url}", "--dataset", str(data), "--out", str(out)]) == 0
     assert len(server.requests) == 3
+
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
+)
+
+
+def test_a_chat_template_gets_system_prompt_examples_and_question_as_turns(
+    tiny_models: tuple[Path, Path],
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models[0])
+    settings = resolve_settings(
+        "deepseek-r1", system="Be brief.", shots=(Shot(question="1 + 1?", solution="Add.", answer="2"),)
+    )
+    with pytest.raises(UserError, match="no chat template"):
+        require_chat_template(tokenizer, settings)
+    tokenizer.chat_template = CHAT
+    require_chat_template(tokenizer, settings)
+    asked = "{}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
+    text = (
+        f"<system>Be brief.\n<user>{asked.format('1 + 1?')}\n<assistant>Add.\nAnswer: #### 2\n"
+        f"<user>{asked.format('2 + 2?')}\n<assistant><think>\n"
+    )
+    ids = encode(tokenizer, settings, "2 + 2?", frozenset())
+    assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_a_service_that_knows_the_limit_by_its_newer_name_is_asked_by_that(server: Server) -> None:
+    server.newer = True
+    answers = ask(server, "looper", "One?", "Two?")
+    assert all(one.text.endswith("#### 42") for one in answers)
+    assert {("max_completion_tokens" in body) for _, body, _ in server.requests[-1:]} == {True}
+
+
+def test_answers_that_came_before_a_failure_are_handed_over_first(server: Server) -> None:
+    engine = EndpointEngine(ModelSpec("m", server.url), resolve_settings("looper"), concurrency=1)
+    server.refuse_from, server.status = 3, 401
+    answers = engine.answers([[Ask(f"{n}?", (n,)) for n in range(6)]])
+    assert [place for _ in range(2) for place, _ in next(answers)] == [0, 1]
+    with pytest.raises(UserError, match="401"):
+        next(answers)
+    engine.close()

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from looper_eval.grading import lm_eval_cot_strict, lm_eval_flexible, lm_eval_strict
+from looper_eval.settings import resolve_settings
 
 PYTHON = os.environ.get("LOOPER_LM_EVAL_PYTHON") or (
     sys.executable if importlib.util.find_spec("lm_eval") else None
@@ -74,7 +75,13 @@ def test_the_same_generations_get_the_same_scores_question_by_question(tmp_path:
     command = [PYTHON, str(ORACLE), str(tmp_path / "job.json"), str(tmp_path / "result.json")]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
     subprocess.run(command, check=True, env=environment, capture_output=True, timeout=300)
-    scores = json.loads((tmp_path / "result.json").read_text())["scores"]
+    result = json.loads((tmp_path / "result.json").read_text())
+    scores = result["scores"]
+    settings = resolve_settings("lm-eval-cot")
+    for sample in result["samples"]["gsm8k_cot"][:50]:
+        ((prompt, options),) = sample["arguments"]
+        assert prompt == settings.prompt(sample["doc"]["question"])
+        assert tuple(options["until"]) == settings.stop
     for (task, name), rule in RULES.items():
         theirs = [score == 1.0 for score in scores[task][name]]
         ours = [rule(text, answer) for text, answer in pairs]

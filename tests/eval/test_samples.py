@@ -12,7 +12,7 @@ from statistics import mean
 import numpy as np
 import pytest
 import statsmodels.api as sm
-from scipy.stats import ttest_rel
+from scipy.stats import binomtest, ttest_rel
 
 from looper_eval import statistics
 from looper_eval.cli import main
@@ -146,6 +146,12 @@ def test_models_without_any_difference_are_not_certain_to_be_equal() -> None:
     same = statistics.paired_means([0.5, 0.25, 1.0], [0.5, 0.25, 1.0], smallest=0.25)
     assert (same.difference, same.p) == (0.0, 1.0)
     assert same.low < 0 < same.high
+
+
+def test_samples_that_all_fail_are_no_proof_beyond_their_questions(tmp_path: Path) -> None:
+    summary = summarised(tmp_path / "out", {"a": [[False] * 4] * 12})
+    wilson = binomtest(0, 12).proportion_ci(method="wilson")  # 12 questions, not 48 answers
+    assert summary.models[0].interval == pytest.approx((wilson.low, wilson.high))
 
 
 def test_report_and_card_of_several_samples_say_so(tmp_path: Path) -> None:

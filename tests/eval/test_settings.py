@@ -58,6 +58,7 @@ def test_chat_presets_make_turns_and_put_the_system_prompt_first() -> None:
         {"top_p": 0.9},
         {"seed": 1},
         {"dtype": "bfloat16"},
+        {"engine": "vllm"},
     ],
 )
 def test_every_setting_that_can_change_an_answer_changes_the_digest(change: dict[str, object]) -> None:

@@ -25,13 +25,17 @@ def share(verdicts: Verdicts) -> Share:
     """How many of the answers are right, with Wilson's interval, or for several samples a clustered one."""
     flags = [flag for group in verdicts for flag in group]
     n, correct = len(flags), sum(flags)
-    if n == len(verdicts) or len(verdicts) < 2:
+    if n == len(verdicts):
         interval = statistics.wilson_interval(correct, n, CONFIDENCE)
         return Share(n=n, correct=correct, accuracy=correct / n, interval=(interval.low, interval.high))
-    half = statistics.z_value(CONFIDENCE) * standard_error(verdicts)
     accuracy = correct / n
-    interval_ends = (max(0.0, accuracy - half), min(1.0, accuracy + half))
-    return Share(n=n, correct=correct, accuracy=accuracy, interval=interval_ends)
+    error = standard_error(verdicts)
+    if error == 0.0:  # questions that all went the same way prove as much as that many single answers
+        same = statistics.wilson_interval(round(accuracy * len(verdicts)), len(verdicts), CONFIDENCE)
+        return Share(n=n, correct=correct, accuracy=accuracy, interval=(same.low, same.high))
+    half = statistics.z_value(CONFIDENCE) * error
+    ends = (max(0.0, accuracy - half), min(1.0, accuracy + half))
+    return Share(n=n, correct=correct, accuracy=accuracy, interval=ends)
 
 
 def mostly(group: Sequence[bool]) -> bool:
@@ -40,7 +44,7 @@ def mostly(group: Sequence[bool]) -> bool:
 
 
 def standard_error(verdicts: Verdicts) -> float:
-    """Of the accuracy, clustered by question; no sample of 0 or all right is certain."""
+    """Of the accuracy, clustered by question; 0 for a single question, which tells nothing of others."""
     if len(verdicts) < 2:
         return 0.0
     values = [float(flag) for group in verdicts for flag in group]

@@ -98,7 +98,7 @@ def html(results: Results, summary: Summary, changes: Sequence[dict[str, Any]]) 
         coherence=(tables.COHERENCE_COLUMNS, tables.coherence_rows(summary)),
         coherence_note=tables.coherence_note(summary) if summary.coherence else "",
         coherence_chart=Markup(_coherence_chart(summary)),
-        test=tables.test_name(summary),
+        test=tables.test_words(summary),
         calls=tables.calls(summary),
         intervals=tables.intervals(summary),
         breakdowns=[tables.breakdown_table(summary, name) for name in summary.breakdowns],

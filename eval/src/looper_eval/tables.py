@@ -75,6 +75,11 @@ def test_name(summary: Summary) -> str:
     return "exact McNemar" if summary.samples == 1 else "paired t-test"
 
 
+def test_words(summary: Summary) -> str:
+    """The same within a sentence."""
+    return "exact McNemar test" if summary.samples == 1 else "paired t-test"
+
+
 def calls(summary: Summary) -> str:
     """How often each question was asked, in words."""
     return "one call each" if summary.samples == 1 else f"{summary.samples} samples each"
@@ -171,7 +176,7 @@ def rich_tables(summary: Summary) -> list[Table]:
         models.add_row(*model_cells(one))
     if not summary.pairs:
         return [models, *_more_tables(summary)]
-    pairs = Table(title=f"paired differences in percentage points, p of the {test_name(summary)} test")
+    pairs = Table(title=f"paired differences in percentage points, p of the {test_words(summary)}")
     for index, column in enumerate(PAIR_COLUMNS):
         pairs.add_column(column, justify="left" if index == 0 else "right")
     for pair in summary.pairs:
@@ -214,7 +219,7 @@ def markdown(summary: Summary) -> str:
         parts += [
             "## Paired differences",
             "Percentage points, question by question; `fixed` and `broken` count the questions that changed. "
-            f"p is of the {test_name(summary)} test, and Holm's correction covers all comparisons here.",
+            f"p is of the {test_words(summary)}, and Holm's correction covers all comparisons here.",
             markdown_table(PAIR_COLUMNS, [pair_cells(one) for one in summary.pairs]),
         ]
     for name in summary.breakdowns:
