@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check export-public install clean
+.PHONY: demo test check docs export-public install clean
 
 install: $(VENV)/.installed
 
@@ -39,6 +39,9 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/import_rules.py
+
+docs: install
+	$(BIN)/mkdocs build --strict --quiet
 
 export-public: install
 	$(BIN)/python scripts/export/export_public.py $(OUT)

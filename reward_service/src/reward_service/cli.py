@@ -110,6 +110,13 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--key", metavar="ID", help="only those of this key")
     show.set_defaults(command=_show_audit)
 
+    top = commands.add_parser("top", help="what the service does now (keys create --scopes metrics:read)")
+    top.add_argument("--metrics-port", type=int, required=True, help="as given to serve")
+    top.add_argument("--key-file", type=Path, required=True, help="file with a key that may read metrics")
+    top.add_argument("--every", type=float, default=2.0, metavar="S", help="seconds between looks")
+    top.add_argument("--once", action="store_true", help="one look, with totals")
+    top.set_defaults(command=_top)
+
     commands.add_parser("demo", help="two questions through all arms on a loaded model (demo --help)")
     return parser
 
@@ -185,6 +192,15 @@ def _show_audit(options: argparse.Namespace) -> None:
     wanted = (record for record in records if options.key in (None, record.get("key_id")))
     for record in collections.deque(wanted, maxlen=options.last):
         print(json.dumps(record))
+
+
+def _top(options: argparse.Namespace) -> None:
+    from reward_service import top
+
+    try:
+        top.run(options.metrics_port, options.key_file, options.every, options.once)
+    except KeyboardInterrupt:
+        return
 
 
 def _demo(arguments: list[str]) -> int:

@@ -129,7 +129,10 @@ class WandB:
             dir=str(output),
             config={key: str(value) for key, value in settings.items()},
             mode=os.environ.get("WANDB_MODE", "offline"),
-            settings=wandb.Settings(console="off", silent=True),
+            # A run is described by its settings and figures; nothing about the machine goes along.
+            settings=wandb.Settings(
+                console="off", silent=True, disable_git=True, x_disable_meta=True, x_disable_stats=True
+            ),
         )
 
     def __enter__(self) -> Self:
