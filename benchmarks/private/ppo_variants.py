@@ -27,6 +27,7 @@ import queue
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -187,10 +188,15 @@ def result(out: Path) -> dict[str, Any]:
         "models": summary["models"],
         "pairs": summary["pairs"],
         "n": summary["n"],
-        "settings": (out / "ppo/config.toml").read_text(),
+        "settings": without_paths(tomllib.loads((out / "ppo/config.toml").read_text())["ppo"]),
         "chosen": json.loads((out / "ppo/result.json").read_text())["from_step"],
         "curve": [{key: line[key] for key in CURVE if line.get(key) is not None} for line in lines],
     }
+
+
+def without_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that say how was trained, not where."""
+    return {name: value for name, value in settings.items() if "/" not in str(value)}
 
 
 def row(run: dict[str, Any]) -> str:
