@@ -2,9 +2,9 @@
 
     python benchmarks/private/auth_timing.py --keep
 
-Sends requests through ASGI with three keys that open nothing, in random order: one with a wrong prefix, one of
-an unknown id, one of a known id with a wrong secret. Welch's t test for each pair (do their means differ?); exit
-code 1 when a p is at most 0.01. The last run is kept in benchmarks/results/private/auth_timing.json.
+Sends requests through ASGI with three keys that open nothing, in random order: a wrong prefix, an unknown
+id, a known id with a wrong secret. Welch's t test for each pair (do their means differ?). Exit code 1 when a
+p is at most 0.01. The last run is kept in benchmarks/results/private/auth_timing.json.
 """
 
 from __future__ import annotations

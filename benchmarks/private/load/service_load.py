@@ -1,11 +1,11 @@
-"""The service under load, beside a no-op FastAPI endpoint in the same run, on the cores of the load generator.
+"""The service under load, beside a no-op FastAPI endpoint in one run, on the generator's own cores.
 
     python benchmarks/private/load/service_load.py --keep
 
 Over a stub scorer, with keys, limits, idempotency keys, logs and the fsynced audit as in production:
 - throughput: closed loop, 256 connections; the service and the no-op endpoint in turn;
-- overload: a scorer of a fixed speed; latency of admitted requests at a fifth of its capacity, and at 4 times its
-  capacity over 1,024 connections, where only 200, 429 and 503 may be seen and memory must stay bounded;
+- overload: a scorer of a fixed speed; latency of admitted requests at a fifth of its capacity, and at 4 times
+  its capacity over 1,024 connections, where only 200, 429 and 503 may be seen and memory must stay bounded;
 - trickle: 500 connections that send a byte at a time while others are served.
 
 The last run is kept in benchmarks/results/private/service_load.json. Exit code 1 when a promise is broken.
@@ -84,7 +84,8 @@ def requests(key: str) -> Callable[[], bytes]:
         question = {"id": f"q{number}", "question": "What is 3 + 5?", "gold_answer": "8", "arms": arms}
         text = json.dumps({**body, "step": number, "questions": [question]}).encode()
         head = (
-            f"POST /v1/score HTTP/1.1\r\nHost: load\r\nAuthorization: Bearer {key}\r\nIdempotency-Key: k{number}\r\n"
+            f"POST /v1/score HTTP/1.1\r\nHost: load\r\nAuthorization: Bearer {key}\r\n"
+            f"Idempotency-Key: k{number}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
         )
         return head.encode() + text
@@ -109,7 +110,7 @@ def told(tally: Tally, seconds: float) -> dict[str, Any]:
 
 
 async def trickled(port: int, key: str, seconds: float, request: Callable[[], bytes]) -> tuple[Tally, int]:
-    """Others' requests while TRICKLERS connections send a byte every half second; how many of those were closed."""
+    """Others' requests while TRICKLERS connections send a byte every half second; how many were closed."""
     head = f"POST /v1/score HTTP/1.1\r\nHost: slow\r\nAuthorization: Bearer {key}\r\n".encode() * 20
     stop = asyncio.Event()
     closed = 0

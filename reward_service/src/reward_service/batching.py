@@ -68,12 +68,12 @@ class Job:
 
         The job leaves the queue when this ends, also when it is cancelled.
         """
+        # The timer sets the event too: what asyncio.timeout does, without cancelling anything.
+        timer = self._loop.call_later(max(0.0, seconds), self._done.set)
         try:
-            async with asyncio.timeout(seconds):
-                await self._done.wait()
-        except TimeoutError:
-            pass
+            await self._done.wait()
         finally:
+            timer.cancel()
             self.closed = True
         return [
             failed(question.id, ProblemCode.SCORER_TIMEOUT) if result is None else result

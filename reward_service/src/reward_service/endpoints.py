@@ -8,6 +8,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -120,10 +121,12 @@ async def score(request: Request) -> Response:
         async def produce() -> bytes:
             nonlocal scored_here
             arms = sum(len(question.arms) for question in message.questions)
-            with service.admission.scoring(arms):
+            with ExitStack() as queued:
+                queued.enter_context(service.admission.scoring(arms))
                 async with service.limits.reserve(principal, _items(message.questions)):
                     job = service.batcher.submit(message.questions, message.reward_mode)
                     results = await job.wait(max(0.0, deadline - time.monotonic()))
+                    queued.close()  # what waits for the disk takes no place from what waits for the scorer
                     failed = [result for result in results if isinstance(result, FailedQuestion)]
                     _note_scoring(request, about, len(failed))
                     service.metrics.scored(results)

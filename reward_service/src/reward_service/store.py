@@ -14,6 +14,8 @@ from looper_schemas.problems import ProblemCode
 from reward_service.errors import ProblemError
 from reward_service.state import Kept, StoreKey
 
+_SOON_S = 0.3  # nobody looks whether the client is still there before
+
 
 @dataclass
 class _Flight:
@@ -53,9 +55,28 @@ class ReplyStore:
         if flight is None:
             flight = self._start(key, digest, produce)
         flight.waiters += 1
+        try:
+            if not await _done(flight.task, min(_SOON_S, seconds) if joined else _SOON_S):
+                return await self._wait_watching(flight, gone, seconds - _SOON_S if joined else None)
+            return flight.task.result()
+        finally:
+            flight.waiters -= 1
+            if flight.waiters == 0 and not flight.task.done():
+                self._forget(key, flight)
+                flight.task.cancel()
+
+    @staticmethod
+    async def _wait_watching(
+        flight: _Flight, gone: Callable[[], Coroutine[Any, Any, None]], seconds: float | None
+    ) -> bytes | None:
+        """As `reply`, for what takes longer: most replies are there before a client can be found gone."""
         leaving = asyncio.create_task(gone())
         try:
-            await _either(flight.task, leaving, seconds if joined else None)
+            await asyncio.wait(
+                {flight.task, leaving},
+                return_when=asyncio.FIRST_COMPLETED,
+                timeout=None if seconds is None else max(0.0, seconds),
+            )
             if flight.task.done():
                 return flight.task.result()
             if leaving.done():
@@ -63,10 +84,6 @@ class ReplyStore:
             raise ProblemError(ProblemCode.REQUEST_IN_FLIGHT, retry_after_s=1.0)
         finally:
             leaving.cancel()
-            flight.waiters -= 1
-            if flight.waiters == 0 and not flight.task.done():
-                self._forget(key, flight)
-                flight.task.cancel()
 
     def _start(
         self, key: StoreKey | None, digest: str, produce: Callable[[], Coroutine[Any, Any, bytes]]
@@ -90,8 +107,8 @@ class ReplyStore:
             del self._flights[key]
 
 
-async def _either(one: asyncio.Future[Any], other: asyncio.Future[Any], seconds: float | None) -> None:
-    """Wait until one of both is done, or `seconds` are over: `asyncio.wait` at a third of its cost."""
+async def _done(task: asyncio.Future[Any], seconds: float) -> bool:
+    """Whether `task` is done within `seconds`: `asyncio.wait` at a third of its cost."""
     loop = asyncio.get_running_loop()
     waiter = loop.create_future()
 
@@ -99,14 +116,11 @@ async def _either(one: asyncio.Future[Any], other: asyncio.Future[Any], seconds:
         if not waiter.done():
             waiter.set_result(None)
 
-    timer = None if seconds is None else loop.call_later(seconds, wake)
-    one.add_done_callback(wake)
-    other.add_done_callback(wake)
+    timer = loop.call_later(max(0.0, seconds), wake)
+    task.add_done_callback(wake)
     try:
-        if not (one.done() or other.done()):
-            await waiter
+        await waiter
     finally:
-        one.remove_done_callback(wake)
-        other.remove_done_callback(wake)
-        if timer is not None:
-            timer.cancel()
+        task.remove_done_callback(wake)
+        timer.cancel()
+    return task.done()
