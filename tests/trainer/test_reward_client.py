@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -409,3 +413,57 @@ def test_a_sample_with_nul_or_a_lone_surrogate_is_sent_with_replacement_characte
     arm = Arm(id="0", full_text="3\x00 + \ud800 4\nAnswer: #### 7")
     assert arm.full_text == "3\ufffd + \ufffd 4\nAnswer: #### 7"
     assert b"\\u0000" not in Question(id="q", question="\x00", arms=(arm,)).model_dump_json().encode()
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Path:
+    """A certificate for localhost that signs itself, and its key, in one file."""
+    file = tmp_path / "localhost.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-subj",
+        "/CN=localhost",
+        "-days",
+        "1",
+    ]
+    command += [
+        "-addext",
+        "subjectAltName=DNS:localhost",
+        "-keyout",
+        str(file),
+        "-out",
+        str(tmp_path / "crt"),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    with file.open("ab") as out:
+        out.write((tmp_path / "crt").read_bytes())
+    return file
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+def test_an_own_authority_is_trusted_on_loopback_where_the_environment_names_it(
+    server: FakeRewardServer, authority: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority)
+    assert server._http is not None
+    server._http.socket = context.wrap_socket(server._http.socket, server_side=True)
+    monkeypatch.setenv("LOOPER_REWARD_URL", server.url.replace("http://127.0.0.1", "https://localhost"))
+    monkeypatch.setenv("LOOPER_REWARD_KEY", server.key)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+    with RewardClient.from_environment(run_id="tls") as client:
+        assert len(client.score(QUESTIONS, step=1, purpose=Purpose.TRAIN)) == len(QUESTIONS)
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with (
+        RewardClient.from_environment(run_id="tls", first_contact_s=0.5, on_wait=lambda _: None) as client,
+        pytest.raises(RewardUnavailable, match="CERTIFICATE_VERIFY_FAILED"),
+    ):
+        client.score(QUESTIONS, step=1, purpose=Purpose.TRAIN)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.parent / "missing.pem"))
+    with pytest.raises(ConfigError, match=r"missing\.pem: is no file of trusted certificates"):
+        RewardClient.from_environment(run_id="tls")

@@ -89,9 +89,10 @@ class RewardClient:
         first_contact_s: the deadline instead, until the service has answered once (a wrong URL ends soon).
         on_wait: called before each wait; `announce` prints it.
         allow_http: permit plain http to a host that is not loopback.
+        ca_file: PEM file of the authorities to trust instead of the usual ones.
 
     Raises:
-        ConfigError: unusable url or key.
+        ConfigError: unusable url, key or file.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class RewardClient:
         first_contact_s: float = 30.0,
         on_wait: Callable[[Waiting], None] = announce,
         allow_http: bool = False,
+        ca_file: str | None = None,
     ) -> None:
         self.run_id = run_id
         self.reward_mode = RewardMode(reward_mode)
@@ -122,6 +124,7 @@ class RewardClient:
             first_contact_s=first_contact_s,
             on_wait=on_wait,
             allow_http=allow_http,
+            ca_file=ca_file,
         )
 
     @property
@@ -145,6 +148,7 @@ class RewardClient:
         """A client of `LOOPER_REWARD_URL` with the key in `LOOPER_REWARD_KEY` or `LOOPER_REWARD_KEY_FILE`.
 
         `LOOPER_REWARD_ALLOW_HTTP=1` permits plain http to another host, for a private network.
+        `SSL_CERT_FILE` counts for a service on loopback too, where no other network variable is heeded.
 
         Raises:
             ConfigError: a variable is missing or unusable.
@@ -164,6 +168,7 @@ class RewardClient:
             first_contact_s=first_contact_s,
             on_wait=on_wait,
             allow_http=os.environ.get("LOOPER_REWARD_ALLOW_HTTP") == "1",
+            ca_file=os.environ.get("SSL_CERT_FILE") or None,
         )
 
     def __enter__(self) -> Self:

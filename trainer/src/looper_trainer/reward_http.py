@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import ssl
 import sys
 import time
 from collections.abc import Callable
@@ -78,9 +79,10 @@ class Exchanger:
         first_contact_s: the deadline instead, until the service has answered once.
         on_wait: called before each wait.
         allow_http: permit plain http to a host that is not loopback.
+        ca_file: PEM file of the authorities to trust instead of the usual ones.
 
     Raises:
-        ConfigError: unusable url or key.
+        ConfigError: unusable url, key or file.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Exchanger:
         first_contact_s: float,
         on_wait: Callable[[Waiting], None],
         allow_http: bool,
+        ca_file: str | None = None,
     ) -> None:
         base = _checked_url(url, allow_http)
         if not key or not key.isascii() or not key.isprintable() or " " in key:
@@ -107,6 +110,7 @@ class Exchanger:
         self._http = httpx.Client(
             base_url=base,
             headers={"Authorization": f"Bearer {key}"},
+            verify=True if ca_file is None else _trusting(ca_file),
             trust_env=base.host not in _LOOPBACK_HOSTS,  # a proxy has no business with a local service
         )
         # Waiting is announced through on_wait; stamina's own warnings would say it twice.
@@ -245,6 +249,15 @@ class Exchanger:
         if response.is_redirect:
             advice = "the address redirects; set LOOPER_REWARD_URL to the service's own address"
         return RewardRejected(f"reward service at {self.url}: {what}: {advice}")
+
+
+def _trusting(ca_file: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(
+            f"{ca_file}: is no file of trusted certificates ({error.strerror or error}); mend SSL_CERT_FILE"
+        ) from None
 
 
 def _retry_after_s(response: httpx.Response) -> float:
