@@ -60,9 +60,16 @@ class Fingerprints:
         )
         sources, vocabulary = (_files(root, config[key]) for key in ("sources", "vocabulary"))
         shingles: dict[int, set[int]] = {}
+        shared = {
+            found
+            for file in _files(root, config.get("shared_scripts", []))
+            for found in _shingles_of_file(file)
+        }
         for file in sources:
+            script = file.is_relative_to(root / "benchmarks/private")
             for length, value in _shingles_of_file(file):
-                shingles.setdefault(length, set()).add(value)
+                if not (script and (length, value) in shared):
+                    shingles.setdefault(length, set()).add(value)
         trees = [ast.parse(file.read_text(encoding="utf-8")) for file in vocabulary]
         return cls(
             names=re.compile("|".join(config["names"]), re.IGNORECASE),

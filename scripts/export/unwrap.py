@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 MAX_DEPTH = 6
 MAX_BYTES = 2**26  # of one unwrapped content
+SMALLEST_ZIP = 22  # bytes of an empty one: a mere signature in a source holds nothing
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{24,}")
 _BASE64_LINES = re.compile(r"(?:^[ \t\"'#]*[A-Za-z0-9+/_-]{16,}={0,2}[\"',\\n \t]*\n){2,}", re.MULTILINE)
@@ -84,7 +85,7 @@ def views(data: bytes, path: str, line: int | None = None, depth: int = 0) -> It
 def _unpacked(data: bytes, path: str) -> list[tuple[str, bytes | None]] | None:
     """Members of an archive or compressed file; None where `data` is neither."""
     try:
-        if data[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+        if data[:4] in (b"PK\x03\x04", b"PK\x05\x06") and len(data) >= SMALLEST_ZIP:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 whole = [(f"{path}!comment", archive.comment)] if archive.comment else []
                 return whole + [(f"{path}!{name}", archive.read(name)) for name in archive.namelist()]

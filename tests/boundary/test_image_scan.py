@@ -21,6 +21,7 @@ import scan  # noqa: E402
 
 SITE = "opt/looper/lib/python3.11/site-packages"
 PEM = "-----BEGIN PRIVATE KEY-----\n" + "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg\n" * 4
+HUB_TOKEN = "hf_" + 34 * "a"
 API_KEY = "rw_" + 12 * "0" + "_" + 64 * "a" + "_00000000"
 
 
@@ -86,6 +87,12 @@ def test_an_image_with_nothing_in_it_passes(tmp_path: Path) -> None:
     assert found(Plan(), tmp_path) == []
 
 
+def test_a_test_token_that_others_publish_in_their_wheel_is_no_secret_of_ours(tmp_path: Path) -> None:
+    plan = Plan()
+    plan.layers[1] |= wheel("httpx", _pinned("httpx"), {"httpx/testing.py": HUB_TOKEN})
+    assert found(plan, tmp_path) == []
+
+
 def _add(layer: int, name: str, text: str) -> Callable[[Plan], None]:
     return lambda plan: plan.layers[layer].__setitem__(name, text)
 
@@ -123,7 +130,7 @@ PLANTED: list[tuple[str, Callable[[Plan], None], str]] = [
     ),
     (
         "a token in the history",
-        lambda plan: plan.history.append({"created_by": "RUN pip install --token hf_" + 34 * "a"}),
+        lambda plan: plan.history.append({"created_by": "RUN pip install --token " + HUB_TOKEN}),
         "has a hub token",
     ),
     (
@@ -141,6 +148,13 @@ PLANTED: list[tuple[str, Callable[[Plan], None], str]] = [
     ),
     ("private source under another name", _private_source, "[shingles]"),
     ("a changed file of a wheel", _add(1, f"{SITE}/httpx/__init__.py", "x = 2\n"), "differs from its wheel"),
+    (
+        "a token in our own wheel",
+        lambda plan: plan.layers[1].update(
+            wheel("looper_trainer", "0.1.0", {"looper_trainer/x.py": HUB_TOKEN})
+        ),
+        "has a hub token",
+    ),
     (
         "a package that nobody pinned",
         lambda plan: plan.layers[1].update(wheel("typosquat", "1.0", {"typosquat/__init__.py": ""})),

@@ -21,13 +21,13 @@ def run_of(accuracies: list[float], coherences: list[float | None]) -> list[dict
 @pytest.mark.parametrize(
     ("accuracies", "coherences", "alarm"),
     [
-        ([0.5, 0.4, 0.3], [0.5, 0.6, 0.7], True),
-        ([0.3, 0.5, 0.4, 0.3], [0.9, 0.5, 0.6, 0.7], True),  # only the last three count
+        ([0.5, 0.4, 0.2], [0.5, 0.6, 0.7], True),
+        ([0.2, 0.5, 0.4, 0.2], [0.9, 0.5, 0.6, 0.7], True),  # only the last three count
         ([0.5, 0.4, 0.45], [0.5, 0.6, 0.7], False),  # accuracy recovers
-        ([0.5, 0.4, 0.3], [0.5, 0.6, 0.6], False),  # coherence stands still
-        ([0.5, 0.4, 0.3], [0.7, 0.6, 0.5], False),  # both fall
+        ([0.5, 0.4, 0.2], [0.5, 0.6, 0.6], False),  # coherence stands still
+        ([0.5, 0.4, 0.2], [0.7, 0.6, 0.5], False),  # both fall
         ([0.5, 0.4], [0.5, 0.6], False),  # too early to tell
-        ([0.5, 0.4, 0.3], [None, None, None], False),  # the service discloses no components
+        ([0.5, 0.4, 0.2], [None, None, None], False),  # the service discloses no components
     ],
 )
 def test_the_alarm_sounds_when_coherence_rises_while_dev_accuracy_falls(
