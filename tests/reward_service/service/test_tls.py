@@ -15,6 +15,8 @@ import httpx
 import pytest
 import uvicorn
 
+from looper_trainer.errors import ConfigError, RewardUnavailable
+from looper_trainer.reward_client import RewardClient
 from reward_service import auth, tls
 from reward_service.app import create_app
 from reward_service.auth import Scope
@@ -111,6 +113,46 @@ def test_with_a_client_authority_only_its_certificates_get_in(serve: Callable[..
             httpx.get(url, verify=trusting(pki, client))
     # A certificate opens the door to the app, not to its routes.
     assert httpx.get(url.replace("livez", "readyz"), verify=trusting(pki, "client")).status_code == 401
+
+
+def test_the_reward_client_presents_a_certificate_where_one_is_wanted(
+    serve: Callable[..., int], home: Path, pki: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = serve(tls_client_ca=pki / "ours.pem")
+    monkeypatch.setenv("LOOPER_REWARD_URL", f"https://127.0.0.1:{port}")
+    monkeypatch.setenv("LOOPER_REWARD_KEY", auth.create_key(home, "mtls", [Scope.SCORE_REWARD]))
+    monkeypatch.setenv("SSL_CERT_FILE", str(pki / "ours.pem"))
+
+    def client() -> RewardClient:
+        return RewardClient.from_environment(run_id="mtls", first_contact_s=1.0, on_wait=lambda _: None)
+
+    with client() as stranger, pytest.raises(RewardUnavailable):
+        stranger.info()
+    monkeypatch.setenv("LOOPER_REWARD_CLIENT_CERTIFICATE", str(pki / "client.pem"))
+    monkeypatch.setenv("LOOPER_REWARD_CLIENT_KEY", str(pki / "client.key"))
+    with client() as known:
+        assert known.info().scorer_id == "fake-1"
+    monkeypatch.setenv("LOOPER_REWARD_CLIENT_CERTIFICATE", str(pki / "stranger.pem"))
+    monkeypatch.setenv("LOOPER_REWARD_CLIENT_KEY", str(pki / "stranger.key"))
+    with client() as stranger, pytest.raises(RewardUnavailable):
+        stranger.info()
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key"), [("client.pem", "server.key"), ("none.pem", "client.key"), (None, "client.key")]
+)
+def test_a_certificate_that_cannot_be_presented_is_one_line(
+    pki: Path, certificate: str | None, key: str
+) -> None:
+    with pytest.raises(ConfigError, match="LOOPER_REWARD_CLIENT_CERTIFICATE") as caught:
+        RewardClient(
+            "https://127.0.0.1:1",
+            "k",
+            run_id="r",
+            client_certificate=None if certificate is None else str(pki / certificate),
+            client_key=str(pki / key),
+        )
+    assert "\n" not in str(caught.value)
 
 
 def test_a_handshake_that_never_comes_is_ended(

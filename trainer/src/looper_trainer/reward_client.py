@@ -90,6 +90,8 @@ class RewardClient:
         on_wait: called before each wait; `announce` prints it.
         allow_http: permit plain http to a host that is not loopback.
         ca_file: PEM file of the authorities to trust instead of the usual ones.
+        client_certificate: PEM file of the certificate chain to present to a service that wants one (mTLS).
+        client_key: PEM file of its private key, without a password; None: it is in the same file.
 
     Raises:
         ConfigError: unusable url, key or file.
@@ -110,6 +112,8 @@ class RewardClient:
         on_wait: Callable[[Waiting], None] = announce,
         allow_http: bool = False,
         ca_file: str | None = None,
+        client_certificate: str | None = None,
+        client_key: str | None = None,
     ) -> None:
         self.run_id = run_id
         self.reward_mode = RewardMode(reward_mode)
@@ -125,6 +129,8 @@ class RewardClient:
             on_wait=on_wait,
             allow_http=allow_http,
             ca_file=ca_file,
+            client_certificate=client_certificate,
+            client_key=client_key,
         )
 
     @property
@@ -148,6 +154,7 @@ class RewardClient:
         """A client of `LOOPER_REWARD_URL` with the key in `LOOPER_REWARD_KEY` or `LOOPER_REWARD_KEY_FILE`.
 
         `LOOPER_REWARD_ALLOW_HTTP=1` permits plain http to another host, for a private network.
+        `LOOPER_REWARD_CLIENT_CERTIFICATE` and `LOOPER_REWARD_CLIENT_KEY` name PEM files to present (mTLS).
         `SSL_CERT_FILE` counts for a service on loopback too, where no other network variable is heeded.
 
         Raises:
@@ -169,6 +176,8 @@ class RewardClient:
             on_wait=on_wait,
             allow_http=os.environ.get("LOOPER_REWARD_ALLOW_HTTP") == "1",
             ca_file=os.environ.get("SSL_CERT_FILE") or None,
+            client_certificate=os.environ.get("LOOPER_REWARD_CLIENT_CERTIFICATE") or None,
+            client_key=os.environ.get("LOOPER_REWARD_CLIENT_KEY") or None,
         )
 
     def __enter__(self) -> Self:

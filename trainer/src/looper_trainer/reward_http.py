@@ -80,6 +80,8 @@ class Exchanger:
         on_wait: called before each wait.
         allow_http: permit plain http to a host that is not loopback.
         ca_file: PEM file of the authorities to trust instead of the usual ones.
+        client_certificate: PEM file of the certificate chain to present (mTLS).
+        client_key: PEM file of its private key, without a password; None: it is in the same file.
 
     Raises:
         ConfigError: unusable url, key or file.
@@ -96,6 +98,8 @@ class Exchanger:
         on_wait: Callable[[Waiting], None],
         allow_http: bool,
         ca_file: str | None = None,
+        client_certificate: str | None = None,
+        client_key: str | None = None,
     ) -> None:
         base = _checked_url(url, allow_http)
         if not key or not key.isascii() or not key.isprintable() or " " in key:
@@ -110,7 +114,7 @@ class Exchanger:
         self._http = httpx.Client(
             base_url=base,
             headers={"Authorization": f"Bearer {key}"},
-            verify=True if ca_file is None else _trusting(ca_file),
+            verify=_tls(ca_file, client_certificate, client_key),
             trust_env=base.host not in _LOOPBACK_HOSTS,  # a proxy has no business with a local service
         )
         # Waiting is announced through on_wait; stamina's own warnings would say it twice.
@@ -249,6 +253,25 @@ class Exchanger:
         if response.is_redirect:
             advice = "the address redirects; set LOOPER_REWARD_URL to the service's own address"
         return RewardRejected(f"reward service at {self.url}: {what}: {advice}")
+
+
+def _tls(ca_file: str | None, certificate: str | None, key: str | None) -> ssl.SSLContext | bool:
+    """Whom to trust and what to present; True: the usual authorities and nothing."""
+    if certificate is None:
+        if key is not None:
+            raise ConfigError("LOOPER_REWARD_CLIENT_KEY is set without LOOPER_REWARD_CLIENT_CERTIFICATE")
+        return True if ca_file is None else _trusting(ca_file)
+    context = httpx.create_ssl_context() if ca_file is None else _trusting(ca_file)
+    try:
+        # The password callback keeps an encrypted key from asking on the terminal.
+        context.load_cert_chain(certificate, key, password=lambda: "")
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise ConfigError(
+            f"{certificate}: cannot be presented ({why}); LOOPER_REWARD_CLIENT_CERTIFICATE and "
+            "LOOPER_REWARD_CLIENT_KEY name PEM files that belong together, the key without a password"
+        ) from None
+    return context
 
 
 def _trusting(ca_file: str) -> ssl.SSLContext:
