@@ -65,8 +65,12 @@ class Server:
             except OSError:
                 pass
             time.sleep(0.3)
+        raise RuntimeError(f"{self.name} did not start: {self.log()[-2000:].decode(errors='replace')}")
+
+    def log(self) -> bytes:
+        """All that it has printed."""
         self._log.seek(0)
-        raise RuntimeError(f"{self.name} did not start: {self._log.read()[-2000:].decode(errors='replace')}")
+        return self._log.read()
 
     def cpu_seconds(self) -> float:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()

@@ -17,13 +17,14 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from looper_schemas.problems import ProblemCode
-from reward_service import endpoints
+from reward_service import arms_rollout, endpoints
 from reward_service.admission import Admission
 from reward_service.audit import AuditFile
 from reward_service.auth import KeyRing, Principal
 from reward_service.batching import Engine, make_batcher
 from reward_service.endpoints import Service
 from reward_service.errors import ProblemError, StartError, problem_response
+from reward_service.generator import Generator
 from reward_service.home import read_pepper, subkey
 from reward_service.ledger import Ledger
 from reward_service.limits import KeyLimits
@@ -36,11 +37,13 @@ from reward_service.store import ReplyStore
 logger = logging.getLogger(__name__)
 
 OPEN_PATH = "/livez"  # the only route without a key
-_NAMED = ("/readyz", "/v1/info", "/v1/score")
+_NAMED = ("/readyz", "/v1/info", "/v1/score", "/v1/arms/rollout")
 
 
-def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
-    """The service over `scorer` (None: the one that the settings describe, loaded here).
+def create_app(
+    settings: Settings, scorer: Engine | None = None, generator: Generator | None = None
+) -> FastAPI:
+    """The service over `scorer` and `generator` (None: those that the settings describe, made here).
 
     Its lifespan starts the scoring thread and asks the golden question; without it nothing is ever ready.
 
@@ -50,6 +53,7 @@ def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
     keys = KeyRing(settings.home)
     engine = scorer or load_scorer(settings)
     batcher = make_batcher(engine, settings)
+    generator = generator or arms_rollout.make_generator(settings)
     metrics = Metrics()
     admission = Admission(
         settings.max_waiting_bytes, settings.max_waiting_arms, lambda: batcher.seconds_per_arm
@@ -86,6 +90,7 @@ def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
         limits=KeyLimits(used),
         digest_key=subkey(read_pepper(settings.home), b"request-digest"),
         info=endpoints.info_body(engine, settings),
+        generator=generator,
     )
 
     @asynccontextmanager
@@ -100,6 +105,8 @@ def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
             checking.cancel()
             with suppress(asyncio.CancelledError):
                 await checking
+            if generator is not None:
+                await generator.close()
             await asyncio.to_thread(batcher.stop)
             await asyncio.to_thread(service.ledger.stop)
 
@@ -122,6 +129,8 @@ def create_app(settings: Settings, scorer: Engine | None = None) -> FastAPI:
     add_route(app, "GET", "/readyz", endpoints.readyz)
     add_route(app, "GET", "/v1/info", endpoints.info)
     add_route(app, "POST", "/v1/score", endpoints.score)
+    if generator is not None:
+        add_route(app, "POST", "/v1/arms/rollout", arms_rollout.arms_rollout)
     return app
 
 

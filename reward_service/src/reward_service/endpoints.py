@@ -7,19 +7,20 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from looper_schemas.problems import ProblemCode
+from looper_schemas.rollout import RolledOut, RolloutRequest
 from looper_schemas.scoring import (
     Disclosure,
     FailedQuestion,
-    Question,
     RewardMode,
     ScoreRequest,
     ScoreResponse,
@@ -30,6 +31,7 @@ from reward_service.audit import AuditFile, AuditUnavailable, Value
 from reward_service.auth import KeyRing, Principal, Scope
 from reward_service.batching import Batcher, Engine, Result
 from reward_service.errors import ProblemError
+from reward_service.generator import Generator
 from reward_service.ledger import Entry, Ledger
 from reward_service.limits import KeyLimits
 from reward_service.metrics import Metrics
@@ -65,6 +67,7 @@ class Service:
     limits: KeyLimits
     digest_key: bytes
     info: bytes  # body of GET /v1/info
+    generator: Generator | None = None  # of POST /v1/arms/rollout, which is not there without one
 
 
 def info_body(engine: Engine, settings: Settings) -> bytes:
@@ -98,15 +101,54 @@ async def info(request: Request) -> Response:
 
 async def score(request: Request) -> Response:
     """Score questions; see the wire contract in `looper_schemas.scoring`."""
+
+    async def work(service: Service, message: ScoreRequest, deadline: float) -> Work:
+        job = service.batcher.submit(message.questions, message.reward_mode)
+        results = await job.wait(max(0.0, deadline - time.monotonic()))
+        return Work(results, lambda digest, reply_id: _reply(service, message, digest, reply_id, results))
+
+    return await answer(request, Scope.SCORE_REWARD, _parse, lambda question: len(question.arms), work)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a request came to: a result a question, and the body from the request's digest and name."""
+
+    results: Sequence[QuestionResult]
+    body: Callable[[str, str], bytes]
+
+
+MessageT = TypeVar("MessageT", ScoreRequest, RolloutRequest)
+QuestionResult = Result | RolledOut
+
+
+async def answer(
+    request: Request,
+    scope: Scope,
+    parse: Callable[[bytes, Settings], MessageT],
+    arms_of: Callable[[Any], int],
+    work: Callable[[Service, MessageT, float], Awaitable[Work]],
+) -> Response:
+    """The way of every request for scores: allowed, read, limited, worked on, settled, answered.
+
+    Args:
+        scope: what the key needs; components need their own besides.
+        parse: reads the body.
+        arms_of: how many arms a question has scored. It costs as many items, at least one.
+        work: does it, by a deadline on the monotonic clock.
+
+    Raises:
+        ProblemError: it is not to be answered.
+    """
     service, principal = _service(request), _principal(request)
-    if not principal.may(Scope.SCORE_REWARD):
+    if not principal.may(scope):
         raise ProblemError(ProblemCode.FORBIDDEN)
     if not service.readiness.ready:
         raise ProblemError(ProblemCode.NOT_READY, retry_after_s=_NOT_READY_RETRY_S)
     deadline = request.scope["state"]["arrived"] + _seconds_to_answer(request, service.settings)
     idempotency_key = _idempotency_key(request)
     with service.admission.body(_announced_bytes(request, service.settings)):
-        message = _parse(await _read_body(request, service.settings), service.settings)
+        message = parse(await _read_body(request, service.settings), service.settings)
         if message.disclosure is Disclosure.COMPONENTS and not principal.may(Scope.SCORE_COMPONENTS):
             raise ProblemError(ProblemCode.FORBIDDEN)
         if message.scorer_id is not None and message.scorer_id != service.engine.scorer_id:
@@ -115,31 +157,35 @@ async def score(request: Request) -> Response:
 
         reply_id = _digest(service, json.dumps([digest, principal.account, idempotency_key]))[:32]
         key = None if idempotency_key is None else _store_key(service, principal, idempotency_key)
-        about = _about(service, principal, message, digest, reply_id)
+        arms = [arms_of(question) for question in message.questions]
+        costs = [max(1, count) for count in arms]
+        about = _about(service, principal, message, digest, reply_id, sum(arms))
         scored_here = False
 
         async def produce() -> bytes:
             nonlocal scored_here
-            arms = sum(len(question.arms) for question in message.questions)
             with ExitStack() as queued:
-                queued.enter_context(service.admission.scoring(arms))
-                async with service.limits.reserve(principal, _items(message.questions)):
-                    job = service.batcher.submit(message.questions, message.reward_mode)
-                    results = await job.wait(max(0.0, deadline - time.monotonic()))
+                queued.enter_context(service.admission.scoring(sum(arms)))
+                async with service.limits.reserve(principal, sum(costs)):
+                    done = await work(service, message, deadline)
                     queued.close()  # what waits for the disk takes no place from what waits for the scorer
-                    failed = [result for result in results if isinstance(result, FailedQuestion)]
+                    failed = [result for result in done.results if isinstance(result, FailedQuestion)]
                     _note_scoring(request, about, len(failed))
-                    service.metrics.scored(results)
-                    if len(failed) == len(results) and {f.error.code for f in failed} == _NO_ROOM:
+                    service.metrics.scored(done.results)
+                    if len(failed) == len(done.results) and {f.error.code for f in failed} == _NO_ROOM:
                         raise ProblemError(ProblemCode.OVERLOADED, retry_after_s=_NOT_READY_RETRY_S)
                     final = not any(result.error.retryable for result in failed)
                     claim = Claim(
                         account=principal.account,
-                        cost=_items(_scored(message, results)),
+                        cost=sum(
+                            cost
+                            for cost, result in zip(costs, done.results, strict=True)
+                            if not isinstance(result, FailedQuestion)
+                        ),
                         budget=principal.budget,
                         key=key if final else None,
                         digest=digest,
-                        body=_reply(service, message, digest, reply_id, results),
+                        body=done.body(digest, reply_id),
                     )
                     outcome = await _settle(service, Entry({**about, "failed": len(failed)}, claim))
             scored_here = True
@@ -171,7 +217,12 @@ def _reply(
 
 
 def _about(
-    service: Service, principal: Principal, message: ScoreRequest, digest: str, reply_id: str
+    service: Service,
+    principal: Principal,
+    message: ScoreRequest | RolloutRequest,
+    digest: str,
+    reply_id: str,
+    arms: int,
 ) -> dict[str, Value]:
     """What the audit says of a request: hashes, counts and words of closed sets, none of its text."""
     return {
@@ -184,20 +235,9 @@ def _about(
         "mode": message.reward_mode.value,
         "disclosure": message.disclosure.value,
         "questions": len(message.questions),
-        "arms": sum(len(question.arms) for question in message.questions),
+        "arms": arms,
         "scorer_id": service.engine.scorer_id,
     }
-
-
-def _items(questions: Iterable[Question]) -> int:
-    """What questions cost: their arms, at least one a question."""
-    return sum(max(1, len(question.arms)) for question in questions)
-
-
-def _scored(message: ScoreRequest, results: Sequence[Result]) -> Iterator[Question]:
-    for question, result in zip(message.questions, results, strict=True):
-        if not isinstance(result, FailedQuestion):
-            yield question
 
 
 def _store_key(service: Service, principal: Principal, idempotency_key: str) -> StoreKey:
@@ -230,13 +270,22 @@ def _digest(service: Service, text: str) -> str:
 # --- reading a request ---------------------------------------------------------------------------------
 
 
-def _parse(body: bytes, settings: Settings) -> ScoreRequest:
+def read_message(body: bytes, kind: type[MessageT]) -> MessageT:
+    """The message of this kind in `body`.
+
+    Raises:
+        ProblemError: malformed_request, invalid_request.
+    """
     try:
-        message = ScoreRequest.model_validate(parse_object(body))
+        return kind.model_validate(parse_object(body))
     except MalformedJson:
         raise ProblemError(ProblemCode.MALFORMED_REQUEST) from None
     except (ValidationError, RecursionError):
         raise ProblemError(ProblemCode.INVALID_REQUEST) from None
+
+
+def _parse(body: bytes, settings: Settings) -> ScoreRequest:
+    message = read_message(body, ScoreRequest)
     longest = settings.max_text_chars
     if len(message.questions) > settings.max_questions:
         raise ProblemError(ProblemCode.REQUEST_TOO_LARGE)

@@ -69,6 +69,15 @@ class Settings(BaseModel):
 
     golden_every_s: Seconds = 300.0
 
+    # The server that answers for the arms (POST /v1/arms/rollout): base address without /v1; None: no route.
+    generator_url: Annotated[str, Field(pattern=r"^https?://[^/@]+$")] | None = None
+    generator_model: Annotated[str, Field(min_length=1, max_length=200)] = "policy"
+    generator_chat: bool = True  # False: for a checkpoint without a chat template
+    generator_key_file: Path | None = None
+    generator_concurrency: Annotated[int, Field(ge=1, le=1024)] = 64
+    generator_timeout_s: Seconds = 120.0
+    generator_attempts: Annotated[int, Field(ge=1, le=10)] = 3
+
     scorer: RegimeWSettings = RegimeWSettings()
 
     @property

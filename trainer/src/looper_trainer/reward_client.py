@@ -21,6 +21,7 @@ from typing import Self
 
 from looper_schemas import records
 from looper_schemas.problems import ProblemCode
+from looper_schemas.rollout import OpenQuestion, RolledOut, RolloutRequest, RolloutResponse
 from looper_schemas.scoring import (
     Arm,
     Disclosure,
@@ -37,7 +38,7 @@ from looper_schemas.scoring import (
 )
 from looper_trainer.errors import ConfigError, RewardRejected, RewardUnavailable, ScorerMismatch
 from looper_trainer.reward_batches import batches, check_reply, fits
-from looper_trainer.reward_http import Exchanger, Waiting, announce
+from looper_trainer.reward_http import BadReply, Exchanger, Waiting, announce
 from looper_trainer.sampling.base import Completion
 
 __all__ = [
@@ -244,6 +245,60 @@ class RewardClient:
                 break
         return results
 
+    def roll_out(
+        self, questions: Sequence[OpenQuestion], *, step: int, seed: int, max_tokens: int
+    ) -> tuple[dict[str, RolledOut | FailedQuestion], str]:
+        """What the service's own arms answer, by question id, and the service's name for what generated it.
+
+        Failed questions that may be retried are asked again, alone, as `score` does.
+
+        Raises:
+            RewardUnavailable, RewardRejected, ScorerMismatch: see `looper_trainer.errors`.
+        """
+        info = self.info()
+        results: dict[str, RolledOut | FailedQuestion] = {}
+        generator = ""
+        pending = list(questions)
+        for again in range(_ROUNDS_FOR_FAILED_QUESTIONS + 1):
+            if again:
+                time.sleep(random.uniform(0, 2**again))
+            for begin in range(0, len(pending), info.limits.max_questions):
+                reply = self._roll_out_batch(
+                    RolloutRequest(
+                        run_id=self.run_id,
+                        step=step,
+                        scorer_id=self.scorer_id,
+                        reward_mode=self.reward_mode,
+                        disclosure=self.disclosure,
+                        seed=seed,
+                        max_tokens=max_tokens,
+                        questions=tuple(pending[begin : begin + info.limits.max_questions]),
+                    )
+                )
+                generator = reply.generator
+                results.update({result.id: result for result in reply.results})
+            pending = [question for question in pending if _worth_retrying(results[question.id])]
+            if not pending:
+                break
+        return results, generator
+
+    def _roll_out_batch(self, request: RolloutRequest) -> RolloutResponse:
+        headers = {"Content-Type": "application/json", "Idempotency-Key": uuid.uuid4().hex}
+        body = request.model_dump_json().encode()
+        asked = sorted(question.id for question in request.questions)
+
+        def check(reply: RolloutResponse) -> None:
+            if sorted(result.id for result in reply.results) != asked:
+                raise BadReply(f"{len(reply.results)} results do not match the {len(asked)} question ids")
+            scored = [result for result in reply.results if isinstance(result, RolledOut)]
+            components = self.disclosure is Disclosure.COMPONENTS
+            if components and any(result.scores is None for result in scored):
+                raise BadReply("components were asked for and are missing")
+
+        reply = self._http.exchange("POST", "/v1/arms/rollout", RolloutResponse, check, headers, body)
+        self._pin(reply.scorer_id)
+        return reply
+
     def _score_batch(
         self, batch: Sequence[Question], step: int, purpose: Purpose
     ) -> dict[str, ScoredQuestion | FailedQuestion]:
@@ -276,7 +331,7 @@ class RewardClient:
             )
 
 
-def _worth_retrying(result: ScoredQuestion | FailedQuestion) -> bool:
+def _worth_retrying(result: ScoredQuestion | RolledOut | FailedQuestion) -> bool:
     return isinstance(result, FailedQuestion) and result.error.retryable
 
 

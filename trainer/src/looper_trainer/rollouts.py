@@ -1,10 +1,10 @@
 """`looper rollouts`: sampled solutions of every question, scored by the reward service.
 
 The completions of one question, each from its own seed, are sent together: they are the arms among which
-coherence is measured. While one batch is scored, the next is sampled. Records are appended to
-`<output>.partial` in the order of the questions, so an interrupted run goes on after its last whole line;
-other settings, another policy or another scorer refuse to continue it. A question that the service
-could not score keeps reward null.
+coherence is measured (`--arms service`: the service's own arms answer instead, see `service_arms`). While one
+batch is scored, the next is sampled. Records are appended to `<output>.partial` in the order of the
+questions, so an interrupted run goes on after its last whole line; other settings, another policy or another
+scorer refuse to continue it. A question that the service could not score keeps reward null.
 """
 
 from __future__ import annotations
@@ -38,11 +38,16 @@ from looper_trainer.reward_client import RewardClient, as_question
 from looper_trainer.sampling.base import Completion, Sampler, SamplingParams
 from looper_trainer.sampling.options import SamplerOptions
 from looper_trainer.sampling.vllm import VLLMSampler
+from looper_trainer.service_arms import REQUEST_TIMEOUT_S, service_records
 
 
 class RolloutsConfig(SamplerOptions):
     """Sample solutions of every question and have them scored."""
 
+    arms: Annotated[
+        Literal["policy", "service"],
+        Field(description="who answers: the model here, or the service's own arms"),
+    ] = "policy"
     model: Annotated[str, Field(description="policy: a folder or a hub name")] = "checkpoints/sft"
     questions_file: Annotated[Path, Field(description="problems to solve")] = Path("data/gsm8k_train.jsonl")
     output: Annotated[Path, Field(description="file of the records")] = Path("data/ppo_rollouts.jsonl")
@@ -85,23 +90,37 @@ def run(config: RolloutsConfig) -> None:
         raise DataError(f"{config.questions_file}: ids repeat; give every problem its own")
     if config.output.exists():
         raise DataError(f"{config.output}: exists already; remove it or choose another --output")
-    require_checkpoint(config.model)
+    if config.arms == "policy":
+        require_checkpoint(config.model)
     with RewardClient.from_environment(
         run_id=config.run_id or f"rollouts-{config.output.stem}"[:200],
         reward_mode=config.reward_mode,
         disclosure=config.disclosure,
         give_up_after_s=config.give_up_after_s,
+        timeout_s=120.0 if config.arms == "policy" else REQUEST_TIMEOUT_S,
     ) as client:
         scorer_id = client.info().scorer_id  # before any sampling: a wrong address or key ends at once
         with _sampler(config) as sampler:  # before any file is made: it may not load
-            made_by = policy_id(config.model)
+            made_by = policy_id(config.model) if config.arms == "policy" else "service"
             done = _open_partial(config, made_by, scorer_id)
             _check_prefix(config, problems, done)
             if done:
                 print(f"rollouts: continuing after {len(done)} of {len(problems)} questions", flush=True)
             progress = _Progress(len(problems), done)
             with _partial_file(config).open("a", encoding="utf-8") as out:
-                for record in _records(config, problems[len(done) :], sampler, client, made_by):
+                rest = problems[len(done) :]
+                for record in (
+                    _records(config, rest, sampler, client, made_by)
+                    if sampler is not None
+                    else service_records(
+                        client,
+                        rest,
+                        seed=config.seed,
+                        max_tokens=config.max_new_tokens,
+                        questions_per_batch=config.questions_per_batch,
+                        policy=done[-1].policy if done else None,
+                    )
+                ):
                     out.write(to_line(record))
                     out.flush()
                     progress.add(record)
@@ -112,8 +131,10 @@ def run(config: RolloutsConfig) -> None:
 
 
 @contextmanager
-def _sampler(config: RolloutsConfig) -> Iterator[Sampler]:
-    if config.sampler == "vllm":
+def _sampler(config: RolloutsConfig) -> Iterator[Sampler | None]:
+    if config.arms == "service":
+        yield None
+    elif config.sampler == "vllm":
         settings = config.vllm_settings(dtype=config.dtype, seed=config.seed, lora=False)
         folder = config.output.with_name(config.output.name + ".vllm")
         with VLLMSampler(config.model, settings, folder=folder) as sampler:
