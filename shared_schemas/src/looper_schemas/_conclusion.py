@@ -2,9 +2,9 @@
 
 A number alone on the last line, a result after a colon or an equality sign that ends it ("Total: 72",
 "48 + 24 = 72") and a finished last sentence that draws a conclusion are answers. A sentence concludes when
-it says so ("So she has 5 left."), ends an equation ("She makes 9 * 2 = $18 a day."), or repeats the result
-of the work before it. Any other number may be quoted from the question, and a sentence without its full stop
-may have been cut off within its number.
+it says so ("So she has 5 left."), ends an equation ("She makes 9 * 2 = $18 a day."), stresses its number
+("She makes **$18**."), or repeats the result of the work before it. Any other number may be quoted from the
+question, and a sentence without its full stop may have been cut off within its number.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _CORRECTED = re.compile(
     r"\b(?:is|are|was)(?: not|n['’]t)\b[^.!?\n]{1,60}?(?:[,;]? but|[,;]? rather|[,;] it is|[,;] it['’]s)\b",
     re.IGNORECASE,
 )
+_BOLD = re.compile(r"\*\*([^*\n]{1,60})\*\*")
 _GIVING = re.compile(
     r".*\b(?:gives?|gets?|yields?|leaves?|leaving|totals?|totalling|comes? to|amounts? to|results? in"
     r"|obtain)\b",
@@ -114,6 +115,11 @@ def _sentence(sentence: str, before: str) -> Fraction | None:
     if corrected:
         reading = read(sentence[corrected.end() :])
         return reading.value if reading is not None and reading.sole else None
+    bold = _BOLD.findall(sentence)
+    if len(bold) == 1 and not _DENIAL.search(sentence):
+        stressed = read(bold[0])
+        if stressed is not None and stressed.bare:
+            return stressed.value
     giving = _GIVING.match(sentence)
     if giving and not _DENIAL.search(sentence):
         given = read(sentence[giving.end() :])

@@ -144,6 +144,9 @@ def _quantity(tokens: list[_Token], position: int) -> tuple[Item, int]:
     if texts[:1] == ["/"] and kinds[1:2] == ["number"]:  # 7/2
         value = _ratio(value, decimal(texts[1]))
         position += 2
+    elif texts[:3] == ["and", "a", "half"]:  # 30 and a half
+        value = None if value is None else value + Fraction(1, 2)
+        position += 3
     elif texts[:1] == ["and"] and kinds[1:4:2] == ["number", "number"] and texts[2] == "/":  # 3 and 1/2
         value = _mixed(value, decimal(texts[1]), decimal(texts[3]))
         position += 4

@@ -25,21 +25,9 @@ _HEDGES = {
     "total", "a", "an", "of", "the", "it's", "its", "therefore", "thus", "so", "x", "y", "n",
 }  # fmt: skip
 _ARTICLES = {
-    "the",
-    "a",
-    "an",
-    "all",
-    "these",
-    "those",
-    "his",
-    "her",
-    "their",
-    "its",
-    "only",
-    "about",
-    "first",
-    "last",
-}
+    "the", "a", "an", "all", "these", "those", "his", "her", "their", "its", "only", "about", "first", "last",
+    "away", "up", "off",
+}  # fmt: skip
 _VERBS = {"is", "are", "was", "were", "be", "equals"}
 _HAVING = {"has", "have", "gets", "get", "is", "are", "needs"}
 _NUMBERS = {"quantity", "unreadable"}
@@ -190,12 +178,12 @@ def _is_expression(side: list[Item]) -> bool:
 
 def _after_preposition(side: list[Item], at: int) -> bool:
     """Whether the number at `at` hangs on a preposition: `for 30 pens`, `after the 20% discount`."""
-    for item in reversed(side[max(0, at - 3) : at]):
+    for item in reversed(side[max(0, at - 4) : at]):
         if item.kind != "word":
             return False
         if item.text in _PREPOSITIONS - {"times", "than", "out"}:
             return True
-        if item.text not in _ARTICLES:
+        if item.text not in _ARTICLES and not item.text.endswith("ing"):  # after giving away 5
             return False
     return False
 

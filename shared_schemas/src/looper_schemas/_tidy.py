@@ -29,6 +29,7 @@ _LATEX_SYMBOL = re.compile(r"\\(?:pi|sqrt|infty|emptyset|theta|log|ln|sin|cos|ta
 _LATEX_SPACE = re.compile(r"\\[,;: ]|~")
 _LATEX_STYLE = re.compile(r"\\[a-zA-Z]+|\\[()\[\]!\\]")
 _LATEX_ESCAPE = re.compile(r"\\([$%#&_{}])")
+_STRUCK = re.compile(r"~~[^~\n]{1,80}~~")
 _POWER = re.compile(r"(?<=[0-9])\*\*(?=[0-9])")  # Python's; a bold number has no digit before it
 _TIMES_TEN = re.compile(r"(?<=[0-9])[xX](?=10 ?\^)")
 _MULTIPLIED = re.compile(r"(?<=[0-9)]) {0,3}\* {0,3}(?=[0-9(])")
@@ -41,6 +42,7 @@ def tidy(text: str) -> str:
     text = _SUPERSCRIPT_RUN.sub(lambda run: "^" + run[0].translate(_SUPERSCRIPTS), text)
     text = _ANNOTATION.sub("", text.translate(_CHARACTERS))
     if "\\" in text or "~" in text:
+        text = _STRUCK.sub(" ", text)
         text = text.replace("{,}", ",")
         text = _FRACTION.sub(_inline_fraction, text)
         text = _LATEX_OPERATOR.sub(lambda found: _OPERATOR_SIGNS.get(found[1], "→"), text)

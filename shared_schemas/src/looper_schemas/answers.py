@@ -62,7 +62,6 @@ _NEXT_TURN = re.compile(
     r"[ \t]?\d{0,4}[*_\]]{0,2}[ \t]?:",
     re.IGNORECASE | re.MULTILINE,
 )
-_TURNS = 4
 _LINE_REST = re.compile(r"[^\w\n]{1,40}$", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s)")
 # Reading costs microseconds a character, so one statement and all statements of a text have a budget. The
@@ -160,14 +159,15 @@ def _final_statement(text: str) -> _Statement | None:
 
 
 def _end_of_turn(text: str, begin: int) -> int:
-    """Where a model that has answered goes on with another question; the end of the text if it does not."""
-    for tried, turn in enumerate(_NEXT_TURN.finditer(text, begin)):
-        if tried == _TURNS:
-            break
-        answered = next(_statements(text, begin, turn.start()), None)
-        if answered is not None and answered.value is not None:
-            return turn.start()
-    return len(text)
+    """Where a model that has answered goes on with another question; the end of the text if it does not.
+
+    A heading before any answer repeats the question, or parts it: then the last answer counts as ever.
+    """
+    turn = _NEXT_TURN.search(text, begin)
+    if turn is None:
+        return len(text)
+    answered = next(_statements(text, begin, turn.start()), None)
+    return len(text) if answered is None or answered.value is None else turn.start()
 
 
 def _statements(text: str, begin: int | None, limit: int) -> Iterator[_Statement]:
