@@ -87,7 +87,7 @@ def main() -> int:
             print("vLLM is up", flush=True)
             (home / "settings.toml").write_text(
                 f'generator_url = "http://127.0.0.1:{ports[0]}"\nmetrics_port = {ports[2]}\n'
-                "generator_concurrency = 32\n"
+                "generator_concurrency = 8\n"
             )
             service = Server(
                 "service",
@@ -138,6 +138,11 @@ def main() -> int:
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "arms_on_vllm.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(json.dumps(result, indent=1, ensure_ascii=False))
+    if 0 in arms:
+        for place in ("service log", "vllm log"):
+            print(
+                f"--- end of the {place}:\n{places[place][-1500:].decode(errors='replace')}", file=sys.stderr
+            )
     whole = len(records) == options.questions and set(arms) == {8}
     return 0 if whole and not any(found.values()) else 1
 
