@@ -300,12 +300,12 @@ def test_old_adapters_leave_server_and_disk_one_version_late(fake, tmp_path):
             sampler.load_adapter(adapter(tmp_path / "a", f"w{version}"), version)
             kept = [f"w{v}" for v in (version - 1, version) if v > 0]
             assert list(fake.adapters.values()) == kept
-            on_disk = sorted(p.read_text() for p in work.glob("adapters/*/adapter_model.safetensors"))
+            on_disk = sorted(p.read_text() for p in work.glob("policies/*/adapter_model.safetensors"))
             assert on_disk == kept
         loads = [name for action, name in fake.log if action == "load"]
         assert len(set(loads)) == 4
     assert fake.adapters == {}
-    assert list(work.glob("adapters/*")) == []
+    assert list(work.glob("policies/*")) == []
 
 
 def test_the_same_version_twice_never_meets_the_weights_of_an_earlier_run(fake, tmp_path):
@@ -493,6 +493,10 @@ def test_settings_become_the_command_line_of_the_server():
     assert expected.items() <= values.items()
     assert json.loads(values["--compilation-config"])["cudagraph_mode"] == "FULL_DECODE_ONLY"
     assert "--enforce-eager" in VLLMSettings(compilation="eager").command("m", 1)
+    bare = VLLMSettings(lora=False, sleep=True, nf4=True, tokens_only=True).command("m", 1)
+    assert {"--enable-sleep-mode", "--skip-tokenizer-init"} <= set(bare)
+    assert "--enable-lora" not in bare
+    assert bare[bare.index("--quantization") + 1] == "bitsandbytes"
 
 
 @pytest.mark.parametrize(

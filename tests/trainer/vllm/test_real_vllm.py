@@ -318,6 +318,31 @@ def test_kill_9_in_mid_sample_is_survived_with_the_same_adapter(sampler, model_f
     assert [name.split("-")[1] for name in names_on(sampler)] == ["v3"]
 
 
+def test_a_server_without_a_tokenizer_gives_the_same_completions(
+    sampler: VLLMSampler, model_folder: Path, adapters: dict[int, Path], tmp_path: Path
+) -> None:
+    params = SamplingParams(max_new_tokens=120)
+    prompts = [sampler.encode(text[:60]) for text in TEXTS[:32]]
+    seeds = [[100 * i, 100 * i + 1] for i in range(len(prompts))]
+    sampler.load_adapter(adapters[1], 1)
+    expected = sampler.sample(prompts, params, seeds)
+    settings = sampler.settings.model_copy(update={"tokens_only": True})
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        VLLMSampler(str(model_folder), settings, folder=tmp_path / "bare") as bare,
+    ):
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        bare.load_adapter(adapters[1], 1)
+        found = bare.sample(prompts, params, seeds)
+    assert {c.finish_reason for row in expected for c in row} == {"stop", "length"}
+    for mine, theirs in zip(found, expected, strict=True):
+        for one, other in zip(mine, theirs, strict=True):
+            assert (one.token_ids, one.finish_reason) == (other.token_ids, other.finish_reason)
+            # vLLM holds the bytes of an unfinished character back.
+            assert one.text.rstrip("\ufffd") == other.text.rstrip("\ufffd")
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
 @pytest.fixture(scope="module")
 def whole_sampler(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMSampler]:
     settings = VLLMSettings(

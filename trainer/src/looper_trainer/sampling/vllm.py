@@ -24,6 +24,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -78,6 +79,7 @@ class VLLMSampler:
         self._adapters: list[Adapter] = []
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._server: VLLMServer | None = None
+        self._tokens_only = self.settings.tokens_only and not self.settings.urls
         self._asleep: int | None = None  # the process that sleeps
         if not self.settings.urls:
             self._server = VLLMServer(model, self.settings, log_file=self.folder / "vllm.log", say=say)
@@ -191,14 +193,39 @@ class VLLMSampler:
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of `prompt`, with the special tokens that the tokenizer puts before a text."""
+        tokenizer = self._with_tokenizer()
+        ids: list[int] = tokenizer(prompt)["input_ids"]
+        while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:  # some tokenizers append EOS
+            ids = ids[:-1]
+        return ids
+
+    def _with_tokenizer(self) -> PreTrainedTokenizerBase:
         if self._tokenizer is None:
             from transformers import AutoTokenizer
 
             self._tokenizer = AutoTokenizer.from_pretrained(self.model)
-        ids: list[int] = self._tokenizer(prompt)["input_ids"]
-        while len(ids) > 1 and ids[-1] == self._tokenizer.eos_token_id:  # some tokenizers append EOS
-            ids = ids[:-1]
-        return ids
+        return self._tokenizer
+
+    def _eos_ids(self) -> list[int]:
+        """Ids that end a text, as the tokenizer and the model's generation config name them."""
+        from transformers import GenerationConfig
+
+        found = [self._with_tokenizer().eos_token_id]
+        try:
+            named = GenerationConfig.from_pretrained(self.model).eos_token_id
+        except OSError:
+            named = None  # the folder has no generation config
+        found += named if isinstance(named, list) else [named]
+        return sorted({token for token in found if isinstance(token, int)})
+
+    def _with_text(self, completion: Completion) -> Completion:
+        """`completion` of a server without a tokenizer, with its text."""
+        ended = completion.finish_reason == "stop"
+        body = completion.token_ids[:-1] if ended else completion.token_ids
+        text = self._with_tokenizer().decode(
+            list(body), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return replace(completion, text=str(text))
 
     def sample(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[Sequence[int]]
@@ -220,7 +247,11 @@ class VLLMSampler:
         if any(len(prompt) == 0 for prompt in prompts):
             raise ValueError("a prompt holds no tokens")
         adapter = self._adapters[-1] if self._adapters else None
-        return Run(self._links, self.settings, adapter, prompts, params, seeds, self._say).results()
+        if not self._tokens_only:
+            return Run(self._links, self.settings, adapter, prompts, params, seeds, self._say).results()
+        stop_ids = self._eos_ids()
+        run = Run(self._links, self.settings, adapter, prompts, params, seeds, self._say, stop_ids)
+        return ((index, [self._with_text(c) for c in row]) for index, row in run.results())
 
     def _drop(self, adapter: Adapter) -> None:
         for link in self._links:

@@ -42,10 +42,16 @@ class Adapter:
 
 
 def completion_request(
-    model: str, prompt: Sequence[int], params: SamplingParams, n: int, seed: int | None
+    model: str,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    n: int,
+    seed: int | None,
+    stop_ids: Sequence[int] = (),
 ) -> dict[str, Any]:
     """The JSON body that asks for `n` completions of `prompt`, with seeds `seed`, `seed` + 1, ...
 
+    `stop_ids` end a completion on a server that has no tokenizer to know them from.
     Every parameter is stated: what is left out, vLLM takes from the model's generation_config.json.
     """
     body = {
@@ -65,6 +71,8 @@ def completion_request(
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,  # spares the server a decoding per token
     }
+    if stop_ids:
+        body["stop_token_ids"] = list(stop_ids)
     return body if seed is None else body | {"seed": seed}
 
 

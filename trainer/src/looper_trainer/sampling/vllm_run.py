@@ -49,7 +49,9 @@ class Run:
         params: SamplingParams,
         seeds: Sequence[Sequence[int]],
         say: Callable[[str], None],
+        stop_ids: Sequence[int] = (),
     ) -> None:
+        self._stop_ids = stop_ids
         self._links, self._settings, self._adapter, self._say = links, settings, adapter, say
         self._prompts, self._params = prompts, params
         self._found: list[list[Completion | None]] = [[None] * len(row) for row in seeds]
@@ -170,7 +172,8 @@ class Run:
 
     def _body(self, link: VLLMLink, request: _Request) -> dict[str, object]:
         prompt = self._prompts[request.index]
-        return completion_request(link.model(self._adapter), prompt, self._params, request.n, request.seed)
+        model = link.model(self._adapter)
+        return completion_request(model, prompt, self._params, request.n, request.seed, self._stop_ids)
 
     def _deliver(self, request: _Request, completions: Sequence[Completion]) -> None:
         row = self._found[request.index]
