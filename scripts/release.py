@@ -45,12 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--python", action="append", help="interpreter to try (repeat); default: this one")
     parser.add_argument("--only", action="append", help="folder of a distribution (repeat); default: all")
     parser.add_argument("--sbom", action="store_true", help="write bills of materials too")
+    parser.add_argument("--built", action="store_true", help="OUT/dist holds the files already")
     options = parser.parse_args(argv)
     folders = [path.parent for path in sorted(ROOT.glob("*/pyproject.toml"))]
     chosen = [folder for folder in folders if not options.only or folder.name in options.only]
     dist = options.out.resolve() / "dist"
-    for folder in folders:
-        build(folder, dist)
+    if not options.built:
+        for folder in folders:
+            build(folder, dist)
     failures = 0
     for number, python in enumerate(options.python or [sys.executable]):
         for folder in chosen:
@@ -78,9 +80,10 @@ def tried(folder: Path, dist: Path, kind: str, python: str, sbom: Path | None) -
     with tempfile.TemporaryDirectory() as place:
         interpreter = Path(place) / "venv/bin/python"
         try:
-            run([python, "-m", "venv", Path(place) / "venv"])
-            pip = [interpreter, "-m", "pip", "--disable-pip-version-check"]
-            run([*pip, "install", "--quiet", "--find-links", dist, file])
+            # pip stays outside: the environment holds the distribution and what it asked for, nothing else.
+            run([python, "-m", "venv", "--without-pip", Path(place) / "venv"])
+            pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", interpreter]
+            run([*pip, "install", "--quiet", "--no-compile", "--find-links", dist, file])
             run([*pip, "check"])
             packages = [path.parent.name for path in sorted((folder / "src").glob("*/__init__.py"))]
             run([interpreter, "-c", LOOK, *packages], cwd=Path(place))
