@@ -107,6 +107,7 @@ def test_a_flag_can_be_said_to_be_false() -> None:
         (["sft", "--epochs"], "expected one argument"),
         (["sft", "stray"], "unexpected argument: stray"),
         (["sft", "--config", "absent.toml"], "absent.toml: cannot read"),
+        (["run"], "looper run needs a file; for example: looper run run.toml --plan"),
         (["ppo", "--clip-rang", "1"], "unknown option: clip-rang; did you mean clip-range"),
     ],
 )

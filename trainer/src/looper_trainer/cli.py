@@ -138,6 +138,9 @@ def read_config(name: str, kind: type[StageConfig], arguments: Sequence[str]) ->
         raise ConfigError(f"unexpected argument: {other}; see looper {name} --help")
     overrides = {field: getattr(known, field) for field in kind.model_fields}
     given = {key: value for key, value in overrides.items() if value is not None}
+    needed = command.positional
+    if needed is not None and kind.model_fields[needed].is_required() and needed not in given:
+        raise ConfigError(f"looper {name} needs a {needed}; for example: {command.examples[0][0]}")
     return load_config(kind, known.config if command.from_file else None, given)
 
 
