@@ -173,3 +173,13 @@ def test_sigterm_finishes_what_is_being_answered(commands: Commands, message: An
     results = json.loads(reply.partition(b"\r\n\r\n")[2])["results"]
     assert [result["status"] for result in results] == ["scored"] * 6
     assert process.wait(30) == 0
+
+
+def test_replies_do_not_wait_for_acknowledgements(home: Path) -> None:
+    # asyncio sets TCP_NODELAY on what it accepts only where the listener names its protocol.
+    from reward_service.serve import _bind
+    from reward_service.settings import Settings
+
+    listener = _bind(Settings(home=home, port=0))
+    assert listener.proto == socket.IPPROTO_TCP
+    listener.close()
