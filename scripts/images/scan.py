@@ -43,7 +43,6 @@ OURS = {"looper_schemas", "looper_trainer", "looper_eval", "reward_service", "re
 PRIVATE_BYTES = (
     b"regime_w",
     b"regime-w",
-    b"regime w",
     b"reward_service",
     b"reward-service",
     b"looper-canary-",
@@ -132,6 +131,8 @@ def scan(image: Image, *, public: bool, no_tools: bool, base_layers: int = 1) ->
             where = f"layer {number + 1} {name}"
             # What a published wheel of others holds, a test token for example, is no secret of ours.
             theirs = _vouched(name, data, vouched) and _package(name).partition("-")[0] not in OURS
+            # Debian's libgnutls carries the keys of its self-test.
+            theirs = theirs or (not ours and data[:4] == b"\x7fELF")
             yield from (Found(where, what) for what in _secret(name, b"" if theirs else data))
             if no_tools and PurePosixPath(name).name in TOOLS and "/bin/" in f"/{name}":
                 yield Found(where, "is a tool that a service does not need")
@@ -176,6 +177,8 @@ def _secret(name: str, data: bytes) -> Iterator[str]:
 
 def _private(name: str, data: bytes) -> Iterator[bytes]:
     lowered = data.lower() + b"\n" + name.lower().encode()
+    if b"regime w" in lowered and (spaced := re.search(rb"regime w(?![a-z0-9])", lowered)):
+        yield spaced[0]
     yield from (needle for needle in PRIVATE_BYTES if needle in lowered)
 
 
