@@ -91,8 +91,8 @@ def record(executor_class: Any) -> list[dict[str, Any]]:
             bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             reply = b'{"rewards": [0.0], "scores": [0.0], "extra_logs": {}}'
             self.send_response(200)
-            self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(reply)))
+            self.send_header("Content-Type", "application/json")
             self.end_headers()
             self.wfile.write(reply)
 
