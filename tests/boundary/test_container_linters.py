@@ -70,7 +70,7 @@ def findings(file: Path) -> dict[str, set[str]]:
 
 def test_compose_lint_finds_nothing_but_what_was_decided(project: Path) -> None:
     found = findings(project / "docker-compose.yml")
-    # Tags, not digests: the images are built here, or pulled by whoever deploys (decision 0104).
+    # Tags, not digests: the images are built here, or pulled by whoever deploys.
     assert set(found.pop("CL-0019")) >= {"gateway", "postgres", "vllm"}
     # vLLM compiles kernels and loads them from its temporary folder.
     assert found == {"CL-0022": {"vllm"}}

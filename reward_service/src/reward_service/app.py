@@ -149,7 +149,7 @@ def add_route(
     """Answer `method` at `path`, a path without parameters, by `handler`.
 
     Without what FastAPI and Starlette put around a function (dependencies, exit stacks, exception handlers):
-    nothing of it is used here, and it costs as much as the rest of a no-op request.
+    nothing of it is used here, and it costs time at every request.
     """
 
     class Endpoint:  # Starlette takes what is no function for an ASGI application
