@@ -23,7 +23,7 @@ from .gateway import COMMAND, ROOT, Gateway, gateway
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("gateway"),
+    pytest.mark.xdist_group("postgres"),
     pytest.mark.skipif(not COMMAND[0] or not shutil.which("openssl"), reason="needs haproxy and openssl"),
 ]
 

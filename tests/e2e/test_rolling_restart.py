@@ -30,7 +30,7 @@ STEPS, QUESTIONS, SAMPLES = 60, 4, 3
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.xdist_group("gateway"),
+    pytest.mark.xdist_group("postgres"),
     pytest.mark.skipif(
         not COMMAND[0] or not POSTGRES, reason="needs haproxy and a PostgreSQL in LOOPER_TEST_POSTGRES"
     ),

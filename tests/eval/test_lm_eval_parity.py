@@ -87,5 +87,5 @@ def test_the_same_generations_get_the_same_scores_question_by_question(tmp_path:
         ours = [rule(text, answer) for text, answer in pairs]
         differing = [pair for pair, a, b in zip(pairs, theirs, ours, strict=True) if a != b]
         assert differing == [], (task, name, differing[:5])
-        assert 50 < sum(theirs) < len(theirs) - 50, "the generations tell nothing"
+        assert 30 < sum(theirs) < len(theirs) - 30, "the generations tell nothing"
         print(f"{task} {name}: {sum(theirs)} of {len(theirs)} right for both")

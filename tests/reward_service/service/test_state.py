@@ -18,6 +18,9 @@ from reward_service.state import Claim, Kept, Outcome, State, StateUnavailable, 
 
 POSTGRES_VARIABLE = "LOOPER_TEST_POSTGRES"  # URL of a PostgreSQL database that the tests may empty
 
+# Tests that empty the one database stand in one group, so that no two of them run at once.
+pytestmark = pytest.mark.xdist_group("postgres")
+
 Open = Callable[..., State]
 
 
