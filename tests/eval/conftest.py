@@ -1,10 +1,12 @@
-"""Two tiny random Llamas, a small dataset in GSM8K's format, and folders of hand-made results."""
+"""Two tiny random Llamas, a small dataset in GSM8K's format, hand-made results, a demo's folder."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -13,9 +15,13 @@ from looper_eval.engines import Answer
 from looper_eval.generate import grade
 from looper_eval.manifest import ModelEntry, open_folder
 from looper_eval.settings import resolve_settings
-from looper_schemas.records import to_line
+from looper_eval.summary import compare
+from looper_schemas.records import RolloutRecord, Trajectory, to_line, write_records
+from looper_schemas.scoring import Scores
 
 MakeResults = Callable[..., Path]
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts" / "demo"
+RIGHT, WRONG = ("Answer: #### 5", "stop"), ("Answer: #### 4", "stop")
 
 
 @pytest.fixture(scope="session")
@@ -80,3 +86,51 @@ def make_results(tmp_path: Path) -> MakeResults:
         return out
 
     return make
+
+
+@pytest.fixture
+def demo_report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module that writes the demo's page."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.delitem(sys.modules, "report", raising=False)
+    import report
+
+    return report
+
+
+@pytest.fixture
+def demo_run(make_results: MakeResults, tmp_path: Path) -> Path:
+    """What a demo leaves behind, by hand: accuracies 0, 30 and 80%, 20 steps, trajectories of two of them."""
+    answers = {"base": [WRONG] * 20, "sft": [RIGHT] * 6 + [WRONG] * 14, "ppo": [RIGHT] * 16 + [WRONG] * 4}
+    compare(make_results(answers, ["5"] * 20))
+    (tmp_path / "results").rename(tmp_path / "eval")
+    ppo = tmp_path / "checkpoints" / "ppo_rl"
+    (ppo / "trajectories").mkdir(parents=True)
+    rows = [{"step": 0, "policy_version": 0, "dev_accuracy": 0.25}]
+    for step in range(1, 21):
+        row = {"step": step, "reward_mean": step / 20, "kl_k1_per_completion": step / 100, "completions": 64}
+        row |= {"correct_rate": step / 40, "s_wm": None, "scorer_id": "scorer-1"}
+        rows.append(row | ({"dev_accuracy": step / 30} if step % 10 == 0 else {}))
+    (ppo / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for step in (1, 20):
+        records = [
+            RolloutRecord(
+                id=f"t/{question}",
+                question=f"Training question {question} of step {step}?",
+                gold_answer="5",
+                trajectories=(
+                    Trajectory(output="not scored", final_answer=None, reward=None),
+                    *(
+                        Trajectory(
+                            output=f"<b>{question}/{arm}</b>", final_answer=None, reward=question + arm / 10
+                        )
+                        for arm in range(4)
+                    ),
+                ),
+                scores=Scores(s_end=0.5, s_path=0.25, s_cf=None, s_wm=0.125),
+                policy="ppo@0",
+            )
+            for question in range(8)
+        ]
+        write_records(ppo / "trajectories" / f"step_{step:05d}.jsonl", records)
+    return tmp_path

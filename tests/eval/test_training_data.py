@@ -130,7 +130,7 @@ def test_run_report_and_card_say_what_was_found(
     assert main(["report", str(out)]) == 0
     assert "| m | train.jsonl | 1 | 1 | 1 | 4 |" in (out / "report.md").read_text()
     page = (out / "report.html").read_text()
-    assert '<a href="#q3">e/2</a></td><td>ngram</td><td>t/2</td>' in page
+    assert '<a href="#q3">e/2</a></th><td>ngram</td><td>t/2</td>' in page
     for name, sentence in (
         ("m", "Of the 4 evaluation questions, 1 stand in the training data word for word, 1 more"),
         ("base", "does not record what it was trained on"),

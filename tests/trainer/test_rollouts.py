@@ -11,10 +11,10 @@ import pytest
 
 from looper_schemas.answers import answers_match, extract_answer
 from looper_schemas.prompt import format_prompt
-from looper_schemas.records import Problem, RolloutRecord, read_records, write_records
+from looper_schemas.records import Problem, RolloutRecord, Trajectory, read_records, write_records
 from looper_schemas.scoring import Limits
 from looper_trainer.errors import DataError, RewardUnavailable, ScorerMismatch
-from looper_trainer.rollouts import RolloutsConfig, policy_id, run, trajectory_seed
+from looper_trainer.rollouts import Progress, RolloutsConfig, policy_id, run, trajectory_seed
 from looper_trainer.sampling.base import SamplingParams
 from looper_trainer.sampling.transformers import load_sampler
 from looper_trainer.testing import FakeRewardServer
@@ -244,3 +244,22 @@ def test_repeated_ids_are_refused(config: RolloutsConfig, server: FakeRewardServ
     write_records(config.questions_file, [PROBLEMS[0], PROBLEMS[0]])
     with pytest.raises(DataError, match="ids repeat"):
         run(config)
+
+
+def test_progress_says_what_is_left_by_the_pace_of_this_process(capsys: pytest.CaptureFixture[str]) -> None:
+    def record(n: int) -> RolloutRecord:
+        trajectories = tuple(Trajectory(output="x", final_answer=None, reward=r) for r in (1.0, 0.0))
+        return RolloutRecord(
+            id=str(n), question="Q?", gold_answer="1", trajectories=trajectories, scores=None, policy="p"
+        )
+
+    now = 0.0
+    progress = Progress(10, [record(0), record(1)], clock=lambda: now)  # two of an earlier process
+    for n, seconds in ((2, 1.0), (3, 6.0), (4, 7.0), (5, 12.0)):
+        now = seconds
+        progress.add(record(n))
+    assert capsys.readouterr().out.splitlines() == [
+        # 2 questions in 6 s and 6 to come; then 4 in 12 s and 4 to come.
+        "rollouts: 4/10 questions, mean reward 0.500, unscored 0, 0.7 completions/s, 0:00:18 left",
+        "rollouts: 6/10 questions, mean reward 0.500, unscored 0, 0.7 completions/s, 0:00:12 left",
+    ]

@@ -92,9 +92,18 @@ def draw_samples(
 
 
 def score_samples(
-    out: Path, name: str, questions: Sequence[EvalQuestion], digest: str, samples: int, scorer: Scorer
+    out: Path,
+    name: str,
+    questions: Sequence[EvalQuestion],
+    digest: str,
+    samples: int,
+    scorer: Scorer,
+    *,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> int:
     """Bring `<name>.coherence.jsonl` to a score for each question; returns how many have none.
+
+    `on_progress` is told how many have one or were asked for, at the start and after each request.
 
     Raises:
         UserError: the service refuses or is away, or scores with another scorer than before.
@@ -108,6 +117,8 @@ def score_samples(
         scorer.scorer_id = next(iter(known))
     by_question = _by_question(out, name, questions, digest, samples)
     missing = [item for item in questions if item.id not in found]
+    there = len(questions) - len(missing)
+    on_progress(there)
     with path.open("a", encoding="utf-8") as file:
         for start in range(0, len(missing), _QUESTIONS_AT_ONCE):
             items = missing[start : start + _QUESTIONS_AT_ONCE]
@@ -132,6 +143,7 @@ def score_samples(
                 file.write(to_line(record))
                 found[item.id] = record
             file.flush()
+            on_progress(there + start + len(items))
     return len(questions) - len(found)
 
 

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from looper_eval.coherence import draw_samples, sampled_settings, score_samples
 from looper_eval.dataset import EvalQuestion, load_dataset
@@ -23,6 +15,7 @@ from looper_eval.engines import EngineOptions, open_engine
 from looper_eval.generate import answer_all
 from looper_eval.manifest import CoherenceEntry, Manifest, ModelEntry, open_folder
 from looper_eval.models import ModelSpec, identify
+from looper_eval.progress import shown
 from looper_eval.settings import Settings
 from looper_eval.summary import Summary, compare
 from looper_eval.training_data import check_models
@@ -64,14 +57,7 @@ def run(options: RunOptions, console: Console) -> Summary:
         coherence = CoherenceEntry(samples=options.coherence, settings=drawn)
         RewardClient.from_environment(run_id="looper-eval").close()  # a missing address or key shows now
     manifest = open_folder(options.out, dataset, settings, entries, options.samples, coherence)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
+    with shown(console) as task:
         for spec in options.models:
             answer_all(
                 options.out / f"{spec.name}.jsonl",
@@ -81,7 +67,7 @@ def run(options: RunOptions, console: Console) -> Summary:
                 partial(open_engine, spec, settings, options.engine),
                 batch_size=options.engine.batch_size,
                 samples=options.samples,
-                on_progress=_shown(progress, spec.name, len(dataset.questions) * options.samples),
+                on_progress=task(spec.name, len(dataset.questions) * options.samples),
             )
             if coherence is not None:
                 draw_samples(
@@ -93,9 +79,7 @@ def run(options: RunOptions, console: Console) -> Summary:
                     partial(open_engine, spec, coherence.settings, options.engine),
                     samples=coherence.samples,
                     batch_size=options.engine.batch_size,
-                    on_progress=_shown(
-                        progress, f"{spec.name} samples", len(dataset.questions) * coherence.samples
-                    ),
+                    on_progress=task(f"{spec.name} samples", len(dataset.questions) * coherence.samples),
                 )
     check_models(options.models, dataset.questions, options.out)
     if coherence is not None:
@@ -110,17 +94,20 @@ def _score(
     questions: Sequence[EvalQuestion],
     console: Console,
 ) -> None:
-    with RewardClient.from_environment(run_id="looper-eval") as client:
+    with RewardClient.from_environment(run_id="looper-eval") as client, shown(console) as task:
         for spec in options.models:
             digest = coherence.settings.digest(manifest.models[spec.name].identity)
-            missing = score_samples(options.out, spec.name, questions, digest, coherence.samples, client)
+            missing = score_samples(
+                options.out,
+                spec.name,
+                questions,
+                digest,
+                coherence.samples,
+                client,
+                on_progress=task(f"{spec.name} scores", len(questions)),
+            )
             if missing:
                 console.print(
                     f"{spec.name}: {missing} of {len(questions)} questions have no coherence score; "
                     "the same command asks for them again"
                 )
-
-
-def _shown(progress: Progress, name: str, total: int) -> Callable[[int], None]:
-    task = progress.add_task(name, total=total)
-    return lambda done: progress.update(task, completed=done)

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from looper_schemas.records import RecordError
 from looper_trainer import __version__
 from looper_trainer.commands import COMMANDS, STAGES, TOOLS, Command, action_of, settings_of
-from looper_trainer.completion import CompletionConfig, script
+from looper_trainer.completion import CompletionConfig, Option, script
 from looper_trainer.config import StageConfig, load_config, unknown_key
 from looper_trainer.errors import ConfigError, UserError
 
@@ -161,9 +161,14 @@ def print_completion(config: CompletionConfig) -> None:
     found = {}
     for name, command in COMMANDS.items():
         fields = settings_of(name).model_fields
-        options = {f"--{_dashed(field)}": info.description or field for field, info in fields.items()}
+        options = {"--help": Option("the settings, with examples", flag=True)}
         if command.from_file:
-            options = {"--config": "settings in a TOML file", **options}
+            options["--config"] = Option("settings in a TOML file")
+        for field, info in fields.items():
+            kinds = _kinds(info.annotation)
+            options[f"--{_dashed(field)}"] = Option(
+                info.description or field, tuple(_choices(kinds)), flag=bool in kinds
+            )
         found[name] = (command.summary, options)
     print(script(config.shell, found), end="")
 
@@ -188,14 +193,19 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _metavar(kinds: tuple[Any, ...]) -> str:
+def _choices(kinds: tuple[Any, ...]) -> list[str]:
+    """The values that a setting is limited to; none for one that is not."""
     choices: list[str] = []
     for kind in kinds:
         if get_origin(kind) is Literal:
             choices += [str(value) for value in get_args(kind)]
         elif isinstance(kind, type) and issubclass(kind, Enum):
             choices += [str(value.value) for value in kind]
-    if choices:
+    return choices
+
+
+def _metavar(kinds: tuple[Any, ...]) -> str:
+    if choices := _choices(kinds):
         return "{" + ",".join(choices) + "}"
     names = {int: "N", float: "X", bool: "BOOL", Path: "PATH"}
     return next((names[kind] for kind in kinds if kind in names), "TEXT")

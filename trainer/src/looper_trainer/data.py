@@ -176,6 +176,7 @@ def _from_file(file: Path) -> Iterator[tuple[int, Any]]:
 def _from_hub(config: PrepareDataConfig) -> Iterator[Any]:
     from datasets import load_dataset
 
+    print(f"prepare-data: reading {config.dataset} ({config.split}) from the hub", flush=True)
     try:
         yield from load_dataset(config.dataset, config.subset, split=config.split)
     except (OSError, ValueError) as error:

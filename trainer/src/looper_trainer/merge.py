@@ -30,5 +30,6 @@ def run(config: MergeConfig) -> None:
     """
     from looper_trainer.models import merge_adapter
 
+    print(f"merging {config.adapter} into {config.base or 'the model it was trained on'}", flush=True)
     merge_adapter(config.adapter, config.output, config.base)
-    print(f"merged {config.adapter} into {config.output}")
+    print(f"wrote {config.output}")

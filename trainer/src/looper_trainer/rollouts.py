@@ -12,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -106,7 +107,7 @@ def run(config: RolloutsConfig) -> None:
             _check_prefix(config, problems, done)
             if done:
                 print(f"rollouts: continuing after {len(done)} of {len(problems)} questions", flush=True)
-            progress = _Progress(len(problems), done)
+            progress = Progress(len(problems), done)
             with _partial_file(config).open("a", encoding="utf-8") as out:
                 rest = problems[len(done) :]
                 for record in (
@@ -292,23 +293,26 @@ def _check_prefix(config: RolloutsConfig, problems: Sequence[Problem], done: Seq
         )
 
 
-class _Progress:
+class Progress:
     """Counts records and shows where the run stands, at most once in two seconds."""
 
-    def __init__(self, total: int, done: Sequence[RolloutRecord]) -> None:
-        self.total = total
+    def __init__(
+        self, total: int, done: Sequence[RolloutRecord], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.total, self.clock = total, clock
         self.count = self.unscored = self.completions = self.rewarded = 0
         self.reward_sum = 0.0
-        self.started = self.shown = time.monotonic()
-        self.fresh = 0
+        self.started = self.shown = self.clock()
+        self.fresh = self.fresh_completions = 0  # of this process, which alone says how fast it goes
         for record in done:
             self._count(record)
 
     def add(self, record: RolloutRecord) -> None:
         self._count(record)
-        self.fresh += len(record.trajectories)
-        if time.monotonic() - self.shown >= 2:
-            self.shown = time.monotonic()
+        self.fresh += 1
+        self.fresh_completions += len(record.trajectories)
+        if self.clock() - self.shown >= 2:
+            self.shown = self.clock()
             print(self._line(), flush=True)
 
     def finish(self, output: Path) -> None:
@@ -324,8 +328,12 @@ class _Progress:
 
     def _line(self) -> str:
         mean = f"{self.reward_sum / self.rewarded:.3f}" if self.rewarded else "none"
-        rate = self.fresh / max(time.monotonic() - self.started, 1e-9)
-        return (
+        elapsed = self.clock() - self.started
+        line = (
             f"rollouts: {self.count}/{self.total} questions, mean reward {mean}, unscored {self.unscored}, "
-            f"{rate:.1f} completions/s"
+            f"{self.fresh_completions / max(elapsed, 1e-9):.1f} completions/s"
         )
+        if not self.fresh or self.count == self.total:
+            return line
+        left = elapsed / self.fresh * (self.total - self.count)
+        return f"{line}, {timedelta(seconds=round(left))} left"

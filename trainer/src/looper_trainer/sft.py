@@ -17,6 +17,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -332,10 +333,10 @@ def _log_to(file: Path) -> TrainerCallback:
                 out.write(json.dumps(record) + "\n")
             if "loss" in logs:
                 done = state.global_step - self.first_step
-                left = elapsed / done * (state.max_steps - state.global_step)
+                left = timedelta(seconds=round(elapsed / done * (state.max_steps - state.global_step)))
                 print(
                     f"sft: step {state.global_step}/{state.max_steps}, loss {logs['loss']:.4f}, "
-                    f"token accuracy {logs['mean_token_accuracy']:.3f}, {left:.0f} s left",
+                    f"token accuracy {logs['mean_token_accuracy']:.3f}, {left} left",
                     flush=True,
                 )
             elif "eval_loss" in logs:

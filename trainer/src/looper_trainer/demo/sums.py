@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def practise_sums(
         recent = loss.item() if step == 1 else 0.95 * recent + 0.05 * loss.item()
         if step % 100 == 0 or step == plan.steps:
             left = (time.monotonic() - began) / step * (plan.steps - step)
-            say(f"base: sums {step}/{plan.steps}, loss {recent:.3f}, {left:.0f} s left")
+            say(f"base: sums {step}/{plan.steps}, loss {recent:.3f}, {timedelta(seconds=round(left))} left")
     model.eval()
     return recent
 

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +29,8 @@ _SHOWN = (
     ("dev_accuracy", "dev", "{:.1%}"),
 )
 
+_RECENT = 20  # steps whose mean says how long another one takes; evaluations are among them
+
 
 class RunLog:
     """`metrics.jsonl` and `trajectories/` in `output`; a progress bar on a terminal, plain lines elsewhere.
@@ -47,6 +50,7 @@ class RunLog:
         self.history: list[dict[str, Any]] = []  # the metrics of every step so far
         self.console = console or Console()
         self._silent = silent
+        self._steps = steps
         if not silent:
             self._keep_until(start)
         self._progress = Progress(
@@ -85,9 +89,18 @@ class RunLog:
         shown = [
             f"{label} {form.format(plain[key])}" for key, label, form in _SHOWN if plain.get(key) is not None
         ]
-        seconds = metrics.get("step_seconds")
-        self.say(f"step {step}  " + "  ".join(shown) + (f"  {seconds:.1f} s" if seconds else ""))
+        if seconds := metrics.get("step_seconds"):
+            shown.append(f"{seconds:.1f} s")
+        self.say(f"step {step}/{self._steps}  " + "  ".join(shown + self._left(step)))
         self._progress.update(self._task, completed=step)
+
+    def _left(self, step: int) -> list[str]:
+        """How long the steps to come will take, by the last ones; nothing before the first."""
+        recent = [row["step_seconds"] for row in self.history[-_RECENT:] if row.get("step_seconds")]
+        if not recent or step >= self._steps:
+            return []
+        left = (self._steps - step) * sum(recent) / len(recent)
+        return [f"at most {timedelta(seconds=round(left))} left"]
 
     def trajectories(self, step: int, records: Iterable[RolloutRecord]) -> None:
         """Write every trajectory of a step."""

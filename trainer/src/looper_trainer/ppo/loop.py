@@ -74,6 +74,7 @@ def run(config: PPOConfig) -> None:
             train(config, data, policy, sampler, client, ranks)
     if config.merge and config.train == "lora":
         del policy, sampler
+        print(f"merging the adapter into {config.output / 'merged'}", flush=True)
         merge_adapter(config.output / "adapter", config.output / "merged", config.model)
 
 
@@ -136,10 +137,14 @@ def train(
         if not config.resume:
             if config.critic_warmup_steps and data.rollouts:
                 encoded = ranks.from_first(lambda: scored_rows(data.rollouts, source.sampler, config))
+                log.say(
+                    f"critic warm-up: {config.critic_warmup_steps} steps on {len(encoded[0])} trajectories"
+                )
                 errors = warm_up_critic(policy, optimizer, *encoded, config)
                 log.say(f"critic warm-up: squared error {errors[0]:.3f} -> {errors[-1]:.3f}")
             ranks.from_first(partial(source.publish, state.step))
             if data.dev:
+                log.say(f"step 0: answering {len(data.dev)} dev questions")
                 accuracy = ranks.from_first(source.dev_accuracy)
                 state = replace(state, best_step=0, best_accuracy=accuracy)
                 log.step({"step": 0, "policy_version": 0, "dev_accuracy": accuracy})
