@@ -53,6 +53,8 @@ def generations() -> list[tuple[str, str]]:
             for arm, ending in zip(question["arms"], ENDINGS, strict=True):
                 found.append((arm["text"], gold))
                 found.append((arm["text"] + ending.format(arm["answer"]), gold))
+    for n in range(1, 100, 5):  # so that many are right also where no real solutions are at hand
+        found += [(f"So many are {n}.{ending.format(n)}", f"Work.\n#### {n}") for ending in ENDINGS]
     rng = random.Random(0)
     pieces = ["#### ", "####", "The answer is ", "the answer is ", "$", "-", ".", ",", "1,000", "18", "18.00",
               "0", "7", "%", " ", "\n", "x", "72.", "[invalid]"]  # fmt: skip
