@@ -39,7 +39,7 @@ class StubScorer:
         """See `expected_reward`."""
         return RewardRange(low=0.0, high=1.0)
 
-    def score(self, questions: Sequence[Question], mode: RewardMode) -> list[Result]:
+    def score(self, questions: Sequence[Question], mode: RewardMode, *, fresh: bool = False) -> list[Result]:
         """One result a question."""
         arms = sum(len(question.arms) for question in questions)
         if self.seconds_a_batch or self.seconds_an_arm:

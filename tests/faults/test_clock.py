@@ -39,7 +39,7 @@ class Held(StubScorer):
         self.busy, self.free = threading.Event(), threading.Event()
         self.free.set()
 
-    def score(self, questions: Sequence[Question], mode: RewardMode) -> Any:
+    def score(self, questions: Sequence[Question], mode: RewardMode, *, fresh: bool = False) -> Any:
         self.busy.set()
         assert self.free.wait(60)
         return super().score(questions, mode)

@@ -36,7 +36,7 @@ class Small(StubScorer):
         self.room = 100
         self.sizes: list[int] = []
 
-    def score(self, questions: Sequence[Question], mode: RewardMode) -> Any:
+    def score(self, questions: Sequence[Question], mode: RewardMode, *, fresh: bool = False) -> Any:
         self.sizes.append(len(questions))
         if len(questions) > self.room:
             raise MemoryError
@@ -80,7 +80,7 @@ async def test_one_question_without_memory_fails_alone_and_may_be_retried(home: 
     key = auth.create_key(home, "k", [Scope.SCORE_REWARD])
 
     class Picky(Small):
-        def score(self, questions: Sequence[Question], mode: RewardMode) -> Any:
+        def score(self, questions: Sequence[Question], mode: RewardMode, *, fresh: bool = False) -> Any:
             if any(question.id == "q1" for question in questions):
                 raise MemoryError
             return super().score(questions, mode)

@@ -49,7 +49,7 @@ class Fragile(StubScorer):
 
     seconds_a_batch = 0.0
 
-    def score(self, questions: Sequence[Question], mode: RewardMode) -> list[Result]:
+    def score(self, questions: Sequence[Question], mode: RewardMode, *, fresh: bool = False) -> list[Result]:
         """As the stub's."""
         if any(POISON in question.question for question in questions):
             raise ValueError(SECRET, *questions)

@@ -57,12 +57,26 @@ class Memory(Generic[ValueT]):
         """Keep `value` under `key`, and drop the oldest ones as far as the bounds ask for it."""
         weight = self._weigh(value)
         with self._lock:
-            if key in self._values:
-                self.weight -= self._values.pop(key)[1]
-            self._values[key] = (value, weight)
-            self.weight += weight
-            while self._values and (len(self._values) > self._entries or self.weight > self._most):
-                self.weight -= self._values.popitem(last=False)[1][1]
+            self._put(key, value, weight)
+
+    def keep(self, key: bytes, value: ValueT) -> ValueT:
+        """As `put`, unless something is kept under `key` already; returns what counts from now on."""
+        weight = self._weigh(value)
+        with self._lock:
+            found = self._values.get(key)
+            if found is not None:
+                self._values.move_to_end(key)
+                return found[0]
+            self._put(key, value, weight)
+            return value
+
+    def _put(self, key: bytes, value: ValueT, weight: int) -> None:
+        if key in self._values:
+            self.weight -= self._values.pop(key)[1]
+        self._values[key] = (value, weight)
+        self.weight += weight
+        while self._values and (len(self._values) > self._entries or self.weight > self._most):
+            self.weight -= self._values.popitem(last=False)[1][1]
 
 
 class CachedEmbedder:

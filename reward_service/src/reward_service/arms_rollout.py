@@ -22,8 +22,8 @@ from regime_w.scorer import parse_arm
 from reward_service.auth import Scope
 from reward_service.batching import failed
 from reward_service.endpoints import Service, Work, answer, read_message
-from reward_service.errors import ProblemError, StartError
-from reward_service.generator import Generated, Generator, GeneratorFailed
+from reward_service.errors import ProblemError
+from reward_service.generator import Generated, Generator, GeneratorFailed, read_key
 from reward_service.settings import Settings
 
 _SCORING_SHARE = 0.15  # of the time of a request that is kept for scoring
@@ -38,19 +38,11 @@ def make_generator(settings: Settings) -> Generator | None:
     """
     if settings.generator_url is None:
         return None
-    key = None
-    if settings.generator_key_file is not None:
-        try:
-            key = settings.generator_key_file.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError):
-            raise StartError(
-                f"{settings.generator_key_file}: cannot be read; set generator_key_file"
-            ) from None
     return Generator(
         settings.generator_url,
         settings.generator_model,
         chat=settings.generator_chat,
-        key=key,
+        key=read_key(settings.generator_key_file, "generator_key_file"),
         concurrency=settings.generator_concurrency,
         timeout_s=settings.generator_timeout_s,
         attempts=settings.generator_attempts,

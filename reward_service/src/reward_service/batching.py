@@ -40,8 +40,11 @@ class Engine(Protocol):
 
     scorer_id: str
 
-    def score(self, questions: Sequence[Question], mode: RewardMode) -> list[Result]:
-        """One result a question, in order, with all components; the same alone and in company."""
+    def score(self, questions: Sequence[Question], mode: RewardMode, *, fresh: bool = False) -> list[Result]:
+        """One result a question, in order, with all components; the same alone and in company.
+
+        With `fresh` nothing that was computed before may be used: the service checks the engine itself.
+        """
         ...
 
     def reward_range(self, mode: RewardMode) -> RewardRange:
@@ -52,8 +55,8 @@ class Engine(Protocol):
 class Job:
     """The questions of one request on their way through the scoring threads; awaited in the event loop."""
 
-    def __init__(self, questions: Sequence[Question], mode: RewardMode) -> None:
-        self.mode = mode
+    def __init__(self, questions: Sequence[Question], mode: RewardMode, fresh: bool = False) -> None:
+        self.kind = (mode, fresh)  # a batch is of one kind
         self.questions = tuple(questions)
         self.waiting = deque(range(len(self.questions)))  # indices that no batch has taken yet
         self.closed = False
@@ -131,9 +134,9 @@ class Batcher:
         for thread in self._threads:
             thread.join()
 
-    def submit(self, questions: Sequence[Question], mode: RewardMode) -> Job:
-        """Queue `questions`; await the returned job."""
-        job = Job(questions, mode)
+    def submit(self, questions: Sequence[Question], mode: RewardMode, *, fresh: bool = False) -> Job:
+        """Queue `questions`; await the returned job. `fresh`: as the engine has it."""
+        job = Job(questions, mode, fresh)
         with self._changed:
             self._jobs.append(job)
             self._changed.notify_all()
@@ -169,9 +172,9 @@ class Batcher:
         return bool(self._jobs)
 
     def _take(self) -> list[tuple[Job, int]]:
-        """The next micro-batch: a question of each job in the first one's mode, in turn, until it is full."""
-        mode = self._jobs[0].mode
-        turn = deque(job for job in self._jobs if job.mode is mode)
+        """The next micro-batch: a question of each job of the first one's kind, in turn, until it is full."""
+        kind = self._jobs[0].kind
+        turn = deque(job for job in self._jobs if job.kind == kind)
         batch: list[tuple[Job, int]] = []
         arms = 0
         while turn and arms < self._batch_arms:
@@ -188,14 +191,14 @@ class Batcher:
 
     def _score(self, batch: Sequence[tuple[Job, int]]) -> list[Result]:
         """Results of `batch`, in order. A batch that fails is halved, so that one question fails alone."""
-        mode = batch[0][0].mode
+        mode, fresh = batch[0][0].kind
         asked = [job.questions[index] for job, index in batch]
         questions = asked
         # Two requests may use one question id for different texts: within a batch ids must not clash.
         if len({question.id for question in asked}) < len(asked):
             questions = [question.model_copy(update={"id": str(i)}) for i, question in enumerate(asked)]
         try:
-            results = self._engine.score(questions, mode)
+            results = self._engine.score(questions, mode, fresh=fresh)
             if [result.id for result in results] != [question.id for question in questions]:
                 raise RuntimeError("the engine's results do not match its questions")
         except Exception as error:

@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import httpx
@@ -21,6 +22,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from looper_schemas.scoring import FinishReason, clean_text
 from regime_w.arms import ArmSpec
+from reward_service.errors import StartError
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ ECHO_WORDS = 6  # as many words in a row of a prompt, not of the question, are a
 _WORD = re.compile(r"\w+")
 _MARK = re.compile(r"(?=\w*[0-9])(?=\w*[^\W\d_])\w{8,}")
 _FIRST_WAIT_S = 0.5
-_MOST_REPLY_BYTES = 2**24
+MOST_REPLY_BYTES = 2**24  # of a server's reply
 
 
 class GeneratorFailed(Exception):
@@ -60,7 +62,9 @@ class _Usage(BaseModel):
     completion_tokens: int = Field(ge=0)
 
 
-class _Completion(BaseModel):
+class Completion(BaseModel):
+    """A reply of an OpenAI-compatible server, as far as it is read here."""
+
     choices: list[_Choice] = Field(min_length=1, max_length=1)
     usage: _Usage
 
@@ -154,7 +158,7 @@ class Generator:
             "n": 1,
         }
 
-    async def _attempt(self, path: str, body: dict[str, object]) -> _Completion | None:
+    async def _attempt(self, path: str, body: dict[str, object]) -> Completion | None:
         """The reply; None when another attempt may do better.
 
         Raises:
@@ -167,21 +171,40 @@ class Generator:
                 if status == 200:
                     async for chunk in response.aiter_bytes():
                         content += chunk
-                        if len(content) > _MOST_REPLY_BYTES:
+                        if len(content) > MOST_REPLY_BYTES:
                             raise GeneratorFailed
         except httpx.HTTPError as error:
             logger.warning("the generator did not answer", extra={"reason": type(error).__name__})
             return None
         if status != 200:
             logger.warning("the generator refused", extra={"status": status})
-            if status in (408, 425, 429) or status >= 500:
+            if may_do_better(status):
                 return None
             raise GeneratorFailed
         try:
-            return _Completion.model_validate_json(bytes(content))
+            return Completion.model_validate_json(bytes(content))
         except ValidationError:
             logger.warning("the generator's reply cannot be read")
             return None
+
+
+def may_do_better(status: int) -> bool:
+    """Whether a server that answers `status` may answer otherwise when asked again."""
+    return status in (408, 425, 429) or status >= 500
+
+
+def read_key(file: Path | None, setting: str) -> str | None:
+    """The bearer key in `file`, if there is one.
+
+    Raises:
+        StartError: it cannot be read.
+    """
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        raise StartError(f"{file}: cannot be read; set {setting}") from None
 
 
 def arm_seed(spec: ArmSpec, question: str, seed: int) -> int:
@@ -225,7 +248,7 @@ def _grams(text: str) -> set[tuple[str, ...]]:
     return {tuple(names[i : i + ECHO_WORDS]) for i in range(len(names) - ECHO_WORDS + 1)}
 
 
-def _text_of(reply: _Completion) -> str:
+def _text_of(reply: Completion) -> str:
     choice = reply.choices[0]
     if choice.message is None:
         return choice.text or ""

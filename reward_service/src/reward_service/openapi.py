@@ -11,6 +11,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from looper_schemas.problems import PROBLEM_CONTENT_TYPE, PROBLEM_TYPE_PREFIX, PROBLEMS, Problem, ProblemCode
+from looper_schemas.rollout import RolloutRequest, RolloutResponse
 from looper_schemas.scoring import CONTRACT_VERSION, ScoreRequest, ScoreResponse, ServiceInfo
 from reward_service.settings import Settings
 
@@ -42,7 +43,8 @@ _SCORING = (
 
 
 def document(settings: Settings) -> dict[str, Any]:
-    """The document of a service with `settings`."""
+    """The document of a service with `settings`; /v1/arms/rollout is there as far as a generator is."""
+    arms = {} if settings.generator_url is None else {"/v1/arms/rollout": {"post": _post("Rollout")}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Reward service", "version": CONTRACT_VERSION},
@@ -51,16 +53,8 @@ def document(settings: Settings) -> dict[str, Any]:
             "/livez": {"get": {"security": [], "responses": _responses(_flag("live"), _ANYWHERE)}},
             "/readyz": {"get": {"responses": _responses(_flag("ready"), _WHEN_READY)}},
             "/v1/info": {"get": {"responses": _responses(_ref("ServiceInfo"), _WITH_KEY)}},
-            "/v1/score": {
-                "post": {
-                    "parameters": [
-                        _header("Idempotency-Key", {"type": "string", "pattern": "^[!-~]{1,200}$"}),
-                        _header("X-Deadline-Ms", {"type": "integer", "minimum": 1, "maximum": 10**9 - 1}),
-                    ],
-                    "requestBody": {"required": True, "content": {_JSON: {"schema": _ref("ScoreRequest")}}},
-                    "responses": _responses(_ref("ScoreResponse"), _SCORING),
-                }
-            },
+            "/v1/score": {"post": _post("Score")},
+            **arms,
         },
         "components": {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
@@ -69,15 +63,35 @@ def document(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _post(name: str) -> dict[str, Any]:
+    """A route that takes a `<name>Request` and answers a `<name>Response`."""
+    return {
+        "parameters": [
+            _header("Idempotency-Key", {"type": "string", "pattern": "^[!-~]{1,200}$"}),
+            _header("X-Deadline-Ms", {"type": "integer", "minimum": 1, "maximum": 10**9 - 1}),
+        ],
+        "requestBody": {"required": True, "content": {_JSON: {"schema": _ref(f"{name}Request")}}},
+        "responses": _responses(_ref(f"{name}Response"), _SCORING),
+    }
+
+
 def _schemas(settings: Settings) -> dict[str, Any]:
     _, definitions = models_json_schema(
-        [(ScoreRequest, "validation"), (ScoreResponse, "serialization"), (ServiceInfo, "serialization")],
+        [
+            (ScoreRequest, "validation"),
+            (ScoreResponse, "serialization"),
+            (RolloutRequest, "validation"),
+            (RolloutResponse, "serialization"),
+            (ServiceInfo, "serialization"),
+        ],
         ref_template=_REFS,
     )
     schemas: dict[str, Any] = definitions["$defs"]
-    schemas["ScoreRequest"]["properties"]["questions"]["maxItems"] = settings.max_questions
+    for name in ("ScoreRequest", "RolloutRequest"):
+        schemas[name]["properties"]["questions"]["maxItems"] = settings.max_questions
     schemas["Question"]["properties"]["arms"]["maxItems"] = settings.max_arms
-    schemas["Question"]["properties"]["question"]["maxLength"] = settings.max_text_chars
+    for name in ("Question", "OpenQuestion"):
+        schemas[name]["properties"]["question"]["maxLength"] = settings.max_text_chars
     for name in ("reasoning", "full_text"):
         for choice in schemas["Arm"]["properties"][name]["anyOf"]:
             if choice["type"] == "string":

@@ -70,7 +70,7 @@ class Readiness:
             await self.check()
 
     async def check(self) -> bool:
-        """Ask the golden question alone and in company, and set `ready`."""
+        """Ask the golden question alone and in company, afresh both times, and set `ready`."""
         self._deviation = None
         reason = await self._mismatch()
         if reason is not None:
@@ -84,9 +84,8 @@ class Readiness:
     async def _mismatch(self) -> str | None:
         """What is wrong, in constant words; None when nothing is."""
         (alone,) = await self._score(GOLDEN)
-        # A text never seen before: the model has to run, whatever has been remembered.
-        fresh = Arm(id="f", full_text=f"Round {next(self._rounds)} of checks: 2 * 4 = 8.\n#### 8")
-        company = Question(id="company", question=GOLDEN.question, arms=(fresh, *GOLDEN.arms))
+        other = Arm(id="f", full_text=f"Round {next(self._rounds)} of checks: 2 * 4 = 8.\n#### 8")
+        company = Question(id="company", question=GOLDEN.question, arms=(other, *GOLDEN.arms))
         neighbour, together = await self._score(company, GOLDEN)
         if not isinstance(alone, ScoredQuestion) or not isinstance(neighbour, ScoredQuestion):
             return "scoring failed"
@@ -99,7 +98,7 @@ class Readiness:
         return self._compare_with_record(alone)
 
     async def _score(self, *questions: Question) -> list[Result]:
-        return await self._batcher.submit(questions, RewardMode.ARM_GATED).wait(_DEADLINE_S)
+        return await self._batcher.submit(questions, RewardMode.ARM_GATED, fresh=True).wait(_DEADLINE_S)
 
     def _compare_with_record(self, result: ScoredQuestion) -> str | None:
         assert result.scores is not None

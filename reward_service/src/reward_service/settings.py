@@ -78,6 +78,13 @@ class Settings(BaseModel):
     generator_timeout_s: Seconds = 120.0
     generator_attempts: Annotated[int, Field(ge=1, le=10)] = 3
 
+    # The server behind scorer.judge = "llm": base address without /v1. Its model is scorer.judge_model.
+    judge_url: Annotated[str, Field(pattern=r"^https?://[^/@]+$")] | None = None
+    judge_key_file: Path | None = None
+    judge_concurrency: Annotated[int, Field(ge=1, le=256)] = 32
+    judge_timeout_s: Seconds = 30.0
+    judge_attempts: Annotated[int, Field(ge=1, le=10)] = 3
+
     scorer: RegimeWSettings = RegimeWSettings()
 
     @property

@@ -231,7 +231,7 @@ def test_a_model_that_pools_otherwise_is_refused(model_folder: Path, tmp_path: P
 
 
 def test_an_unknown_model_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("regime_w.model_files._hub_folder", lambda model, *, local_only: None)
+    monkeypatch.setattr("regime_w.model_files.hub_folder", lambda model, patterns, *, local_only: None)
     with pytest.raises(EmbeddingUnavailable, match="give the path of its folder"):
         TransformerEmbedder("nobody/no-such-model")
     with pytest.raises(EmbeddingUnavailable, match="missing"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from looper_schemas.problems import ProblemCode
 from looper_schemas.scoring import Arm, FailedQuestion, Question, RewardMode, ScoredQuestion
 from regime_w import scorer as scorer_module
 from regime_w.embedding import Vectors
-from regime_w.judges import EquationsJudge
+from regime_w.judges import EquationsJudge, Pairs
 from regime_w.scorer import Scorer, parse_arm
 from regime_w.scoring import ArmResult, JudgeError
 from regime_w.settings import RegimeWSettings, RewardSettings, Weights
@@ -121,8 +122,9 @@ def test_a_failing_embedder_fails_its_question_only_and_never_scores_zero(raises
 def test_a_failing_judge_fails_the_question_and_never_scores_zero() -> None:
     class Broken:
         identity = "broken"
+        concurrency = 1
 
-        def judge_pairs(self, question: str, pairs: Sequence[tuple[ArmResult, ArmResult]]) -> list[float]:
+        def judge_pairs(self, question: str, pairs: Pairs, *, fresh: bool = False) -> list[float]:
             raise JudgeError("no verdict")
 
     (result,) = Scorer(embedder=LetterEmbedder(), judge=Broken()).score([GOOD], MODE)
@@ -250,6 +252,21 @@ def test_a_question_that_comes_again_is_not_scored_again_and_answers_the_same_un
     scorer.score([GOOD], RewardMode.QUESTION)  # another mode is another result
     scorer.score([GOOD.model_copy(update={"gold_answer": "7"})], MODE)
     assert Counting.asked == 9
+
+
+def test_a_fresh_score_uses_and_keeps_nothing_of_what_was_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = LetterEmbedder()
+    scorer = Scorer(embedder=embedder)
+    (before,) = scorer.score([GOOD], MODE)
+    assert scorer.score([GOOD], MODE, fresh=True) == [before]
+    monkeypatch.setattr(embedder, "embed", lambda texts: np.ones((len(texts), 10), dtype=np.float32))
+    monkeypatch.setattr("regime_w.judges.results_of", lambda arm: frozenset((Fraction(1),)))
+    monkeypatch.setattr(scorer_module, "parse_arm", lambda arm: ArmResult("7", arm.full_text or ""))
+    (drifted,) = scorer.score([GOOD], MODE, fresh=True)
+    scores = scored(drifted).scores
+    assert scores is not None
+    assert scores.model_dump() == pytest.approx({"s_end": 1.0, "s_path": 1.0, "s_cf": 1.0, "s_wm": 1.0})
+    assert scorer.score([GOOD], MODE) == [before]
 
 
 def test_a_failed_question_is_not_remembered() -> None:

@@ -48,7 +48,7 @@ class FakeEngine:
     def reward_range(self, mode: RewardMode) -> RewardRange:
         return RewardRange(low=-0.5, high=1.7)
 
-    def score(self, questions: Sequence[Question], mode: RewardMode) -> list[Result]:
+    def score(self, questions: Sequence[Question], mode: RewardMode, *, fresh: bool = False) -> list[Result]:
         self.batches.append(list(questions))
         assert self.gate.wait(30)
         if any(POISON in question.question for question in questions):

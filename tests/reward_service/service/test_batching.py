@@ -108,7 +108,9 @@ async def test_an_engine_whose_results_do_not_match_fails_instead_of_mixing_up(
     engine: Any, batcher: Batcher
 ) -> None:
     plain = engine.score
-    engine.score = lambda batch, mode: plain(batch, mode)[::-1] if len(batch) > 1 else plain(batch, mode)[:0]
+    engine.score = lambda batch, mode, fresh: (
+        plain(batch, mode)[::-1] if len(batch) > 1 else plain(batch, mode)[:0]
+    )
     results = await batcher.submit(questions("a", 2), RewardMode.ARM).wait(5)
     assert all(isinstance(result, FailedQuestion) for result in results)
 

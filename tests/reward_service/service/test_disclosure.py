@@ -34,7 +34,7 @@ REQUEST_ID = re.compile(r'"request_id":"[0-9a-f]{32}"')
 def disguised(plain: Any, values: tuple[float | None, float | None, float | None, float], flag: bool) -> Any:
     """The engine `plain` with these components, but for the golden question, whose scores are known."""
 
-    def score(questions: Sequence[Question], mode: RewardMode) -> list[Result]:
+    def score(questions: Sequence[Question], mode: RewardMode, *, fresh: bool = False) -> list[Result]:
         results = plain.score(questions, mode)
         golden = {arm.full_text for arm in GOLDEN.arms}
         return [

@@ -130,7 +130,7 @@ async def test_questions_scored_before_the_deadline_are_kept(open_service: Any, 
     async with open_service(batch_arms=1) as live:
         plain = live.engine.score
 
-        def slow_second(questions: Any, mode: Any) -> Any:
+        def slow_second(questions: Any, mode: Any, *, fresh: bool = False) -> Any:
             if questions[0].question == "slow":
                 time.sleep(2.5)
             return plain(questions, mode)
@@ -240,7 +240,7 @@ async def test_a_retryable_failure_is_not_kept(open_service: Any, message: Any) 
         headers = {"idempotency-key": "abc"}
         plain, calls = live.engine.score, []
 
-        def fails_once(questions: Any, mode: Any) -> Any:
+        def fails_once(questions: Any, mode: Any, *, fresh: bool = False) -> Any:
             calls.append(1)
             if len(calls) == 1:
                 raise ValueError

@@ -1,11 +1,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from regime_w.embedding import Vectors
+from regime_w.scorer import Scorer
+from reward_service import auth
+from reward_service.app import create_app
+from reward_service.auth import Scope
 from reward_service.readiness import GOLDEN, GOLDEN_S_END
+from reward_service.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -60,6 +69,28 @@ async def test_drift_while_running_is_noticed_and_ends(open_service: Any, engine
         await until(lambda: readiness.ready)
 
 
+async def test_a_drift_behind_the_caches_of_the_real_scorer_is_noticed(home: Path) -> None:
+    class Letters:
+        identity = "letters"
+        drift = 0.0
+
+        def embed(self, texts: Sequence[str]) -> Vectors:
+            rows = np.array([[text.count(letter) + 1.0 for letter in "abcdefg"] for text in texts])
+            rows[:, 0] += self.drift
+            return rows.astype(np.float32)
+
+    embedder = Letters()
+    auth.create_key(home, "k", [Scope.SCORE_REWARD])
+    app = create_app(Settings(home=home), Scorer(embedder=embedder))
+    async with app.router.lifespan_context(app):
+        readiness = app.state.service.readiness
+        assert readiness.ready
+        embedder.drift = 1.0  # say, weights that went bad in memory: no text of the golden question is new
+        assert not await readiness.check()
+        embedder.drift = 0.0
+        assert await readiness.check()
+
+
 @pytest.mark.parametrize(
     "fault", ["raises", "differs in company", "wrong agreement", "wrong flags", "no components"]
 )
@@ -68,7 +99,8 @@ async def test_an_engine_that_breaks_its_promises_is_not_ready(
 ) -> None:
     plain = engine.score
 
-    def broken(questions: Any, mode: Any) -> Any:
+    def broken(questions: Any, mode: Any, *, fresh: bool) -> Any:
+        assert fresh  # else an engine's memory would answer for it
         if fault == "raises":
             raise RuntimeError
         results = plain(questions, mode)
