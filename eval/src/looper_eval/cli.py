@@ -142,13 +142,40 @@ def _print(summary: object) -> None:
         console.print(f"not finished, left out: {', '.join(summary.unfinished)}")
 
 
+EXAMPLES = {
+    "run": """
+looper-eval run --model sft=checkpoints/sft --model ppo=checkpoints/ppo_rl/merged \\
+    --dataset madrylab/gsm8k-platinum --out runs/eval
+looper-eval run --model r1=deepseek-ai/DeepSeek-R1-Distill-Llama-8B --preset deepseek-r1 --engine vllm \\
+    --dataset openai/gsm8k --out runs/r1
+looper-eval run --model mine=http://127.0.0.1:8000/v1#NAME --dataset mine_test.jsonl --out runs/mine""",
+    "compare": "looper-eval compare runs/eval --grader platinum",
+    "report": "looper-eval report runs/eval",
+    "card": "looper-eval card runs/eval --name ppo --baseline sft",
+    "contamination": "looper-eval contamination --train data/gsm8k_train.jsonl --dataset openai/gsm8k",
+    "import": "looper-eval import samples_gsm8k.jsonl --name theirs --out runs/published",
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="looper-eval", description="Paired evaluation on grade-school mathematics."
+        prog="looper-eval",
+        description="Paired evaluation on grade-school mathematics.",
+        epilog=_examples(EXAMPLES["run"] + "\n" + EXAMPLES["report"]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="ask models every question, grade, compare")
+    def command(name: str, summary: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=_examples(EXAMPLES[name]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    run = command("run", "ask models every question, grade, compare")
     run.set_defaults(command=_run)
     run.add_argument(
         "--model", action="append", default=[], metavar="NAME=PLACE",
@@ -190,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--shots", type=int, default=8, help="how many of them (default: 8)")
 
-    compare = commands.add_parser("compare", help="recompute summary.json from the records")
+    compare = command("compare", "recompute summary.json from the records")
     compare.set_defaults(command=_compare)
     compare.add_argument("folder", type=Path)
     compare.add_argument(
@@ -199,11 +226,11 @@ def _parser() -> argparse.ArgumentParser:
         help="robust, platinum, lm-eval-strict, lm-eval-cot-strict or lm-eval-flexible",
     )
 
-    report = commands.add_parser("report", help="write report.html, report.md and report.json")
+    report = command("report", "write report.html, report.md and report.json")
     report.set_defaults(command=_report)
     report.add_argument("folder", type=Path)
 
-    card = commands.add_parser("card", help="write a model card")
+    card = command("card", "write a model card")
     card.set_defaults(command=_card)
     card.add_argument("folder", type=Path)
     card.add_argument("--name", required=True, metavar="MODEL", help="the model that the card is about")
@@ -212,21 +239,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     card.add_argument("--out", type=Path, help="file (default: <folder>/card-<model>.md)")
 
-    contamination = commands.add_parser(
-        "contamination", help="look for evaluation questions in training data"
-    )
+    contamination = command("contamination", "look for evaluation questions in training data")
     contamination.set_defaults(command=_contamination)
     contamination.add_argument("--train", required=True, help="JSONL file that a model was trained on")
     contamination.add_argument("--dataset", required=True, help="evaluation questions, as in run")
     contamination.add_argument("--out", type=Path, help="JSONL file for the hits")
 
-    published = commands.add_parser("import", help="grade answers that others published")
+    published = command("import", "grade answers that others published")
     published.set_defaults(command=_import)
     published.add_argument("file", type=Path, help="lm-eval samples JSONL, or an inspect log (.eval, .json)")
     published.add_argument("--name", required=True, metavar="MODEL", help="its name in tables")
     published.add_argument("--out", type=Path, required=True, help="folder of imports, new or to be added to")
     published.add_argument("--dataset", help="keep the answers to these questions only, as in run")
     return parser
+
+
+def _examples(lines: str) -> str:
+    return "examples:\n" + "\n".join(f"  {line}" for line in lines.strip().splitlines())
 
 
 if __name__ == "__main__":
