@@ -29,6 +29,14 @@ _NUMBER = re.compile(r"(?<![\w.])(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{9,}")
 
 
+class Shingle(NamedTuple):
+    """Consecutive words: the hash of the first SHORTEST of them, how many there are, the hash of all."""
+
+    opening: int
+    length: int
+    value: int
+
+
 class NumberGroup(NamedTuple):
     """Numbers of which `at_least` so many close together give a private setting away."""
 
@@ -40,13 +48,13 @@ class NumberGroup(NamedTuple):
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What to look for. `shingles` maps a length in words to the shingles of that length."""
+    """What to look for. `shingles` maps the hash of a shingle's first words to its length and its hash."""
 
     names: re.Pattern[str]
     identifiers: frozenset[str] = frozenset()
     numbers: frozenset[float] = frozenset()
     groups: tuple[NumberGroup, ...] = ()
-    shingles: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    shingles: Mapping[int, frozenset[tuple[int, int]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, root: Path, terms: Path | None = None) -> Fingerprints:
@@ -59,7 +67,7 @@ class Fingerprints:
             (terms or Path(__file__).with_name("private_terms.toml")).read_text()
         )
         sources, vocabulary = (_files(root, config[key]) for key in ("sources", "vocabulary"))
-        shingles: dict[int, set[int]] = {}
+        shingles: dict[int, set[tuple[int, int]]] = {}
         shared = {
             found
             for file in _files(root, config.get("shared_scripts", []))
@@ -67,9 +75,9 @@ class Fingerprints:
         }
         for file in sources:
             script = file.is_relative_to(root / "benchmarks/private")
-            for length, value in _shingles_of_file(file):
-                if not (script and (length, value) in shared):
-                    shingles.setdefault(length, set()).add(value)
+            for shingle in _shingles_of_file(file):
+                if not (script and shingle in shared):
+                    shingles.setdefault(shingle.opening, set()).add((shingle.length, shingle.value))
         trees = [ast.parse(file.read_text(encoding="utf-8")) for file in vocabulary]
         return cls(
             names=re.compile("|".join(config["names"]), re.IGNORECASE),
@@ -81,7 +89,7 @@ class Fingerprints:
                 NumberGroup(g["what"], Counter(map(float, g["values"])), g["at_least"], g["within_lines"])
                 for g in config["numbers"]
             ),
-            shingles={length: frozenset(values) for length, values in shingles.items()},
+            shingles={opening: frozenset(found) for opening, found in shingles.items()},
         )
 
     def hits(self, text: str) -> Iterator[tuple[int, str, str]]:
@@ -117,8 +125,8 @@ class Fingerprints:
         for start in range(len(words)):
             if start <= reported:
                 continue
-            for length, values in self.shingles.items():
-                if start + length <= len(words) and hash(tuple(words[start : start + length])) in values:
+            for length, value in self.shingles.get(hash(tuple(words[start : start + SHORTEST])), ()):
+                if start + length <= len(words) and hash(tuple(words[start : start + length])) == value:
                     reported = start + length
                     yield (
                         text.count("\n", 0, places[start]) + 1,
@@ -143,7 +151,7 @@ def _files(root: Path, globs: Iterable[str]) -> list[Path]:
     return sorted(found)
 
 
-def _shingles_of_file(file: Path) -> Iterator[tuple[int, int]]:
+def _shingles_of_file(file: Path) -> Iterator[Shingle]:
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".py":
         lines = text.split("\n")
@@ -162,15 +170,15 @@ def _shingles_of_file(file: Path) -> Iterator[tuple[int, int]]:
         yield from shingles(string, whole=True)
 
 
-def shingles(text: str, *, whole: bool) -> Iterator[tuple[int, int]]:
-    """(length, hash) of the shingles of `text`; a short `whole` text is one of its own length."""
+def shingles(text: str, *, whole: bool) -> Iterator[Shingle]:
+    """The shingles of `text`; a short `whole` text is one of its own length."""
     words = [word.casefold() for word in _WORD.findall(text)]
     if SHORTEST <= len(words) < SHINGLE and whole and len(set(words)) >= DISTINCT:
-        yield len(words), hash(tuple(words))
+        yield Shingle(hash(tuple(words[:SHORTEST])), len(words), hash(tuple(words)))
     for start in range(len(words) - SHINGLE + 1):
         row = words[start : start + SHINGLE]
         if len(set(row)) >= DISTINCT:
-            yield SHINGLE, hash(tuple(row))
+            yield Shingle(hash(tuple(row[:SHORTEST])), SHINGLE, hash(tuple(row)))
 
 
 def _own_identifiers(tree: ast.AST) -> Iterator[str]:

@@ -57,6 +57,7 @@ class Gates:
     def __init__(self, fingerprints: Fingerprints) -> None:
         self.fingerprints = fingerprints
         self._clean: set[tuple[str, bytes]] = set()
+        self._clean_texts: set[str] = set()  # the same text comes again in git objects, wheels and sdists
 
     def tree(self, folder: Path, manifest: Set[str] | None = None) -> list[Finding]:
         """Findings in a folder, its `.git` aside; `manifest` names exactly the files that must be there."""
@@ -89,8 +90,15 @@ class Gates:
             if isinstance(view, Opaque):
                 inner.append(Finding(view.path, view.line or 1, "unreadable", view.why))
                 continue
-            for line, gate, what in self.fingerprints.hits(view.text):
-                inner.append(Finding(view.path, view.line or line, gate, what))
+            if view.text in self._clean_texts:
+                continue
+            hits = [
+                Finding(view.path, view.line or line, gate, what)
+                for line, gate, what in self.fingerprints.hits(view.text)
+            ]
+            inner += hits
+            if not hits:
+                self._clean_texts.add(view.text)
         if not inner:
             self._clean.add(key)
         return found + list(dict.fromkeys(inner))

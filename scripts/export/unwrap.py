@@ -24,6 +24,7 @@ import unicodedata
 import urllib.parse
 import zipfile
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ SMALLEST_ZIP = 22  # bytes of an empty one: a mere signature in a source holds n
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{24,}")
 _BASE64_LINES = re.compile(r"(?:^[ \t\"'#]*[A-Za-z0-9+/_-]{16,}={0,2}[\"',\\n \t]*\n){2,}", re.MULTILINE)
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2}){12,}")
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _ESCAPES = re.compile(r"(?:\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}){4,}")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]")
 _PRINTABLE_RUN = re.compile(rb"[\x20-\x7e\t\n]{4,}")
@@ -168,18 +170,19 @@ def _byte_code(data: bytes) -> str:
 
 def _wrapped(text: str, path: str) -> Iterator[tuple[int, str, bytes]]:
     """(line, kind, content) of what is encoded inside `text`."""
+    line = _Lines(text)
     for match in _BASE64.finditer(text):
-        yield from _base64_candidates(match[0], _line(text, match.start()))
+        yield from _base64_candidates(match[0], line(match.start()))
     for match in _BASE64_LINES.finditer(text):
         joined = re.sub(r"[^A-Za-z0-9+/_-]", "", match[0].replace("\\n", ""))
-        yield from _base64_candidates(joined, _line(text, match.start()))
+        yield from _base64_candidates(joined, line(match.start()))
     for match in _HEX.finditer(text):
         content = bytes.fromhex(match[0])
         if _plausible(content):
-            yield _line(text, match.start()), "hex", content
+            yield line(match.start()), "hex", content
     for match in _ESCAPES.finditer(text):
         raw = match[0].encode("ascii").decode("unicode_escape")
-        yield _line(text, match.start()), "escapes", raw.encode("utf-8", "replace")
+        yield line(match.start()), "escapes", raw.encode("utf-8", "replace")
     if re.search(r"(?:%[0-9A-Fa-f]{2}.{0,8}){3}", text):
         for number, row in enumerate(text.splitlines(), start=1):
             if row.count("%") >= 3 and (plain := urllib.parse.unquote(row)) != row:
@@ -191,7 +194,7 @@ def _wrapped(text: str, path: str) -> Iterator[tuple[int, str, bytes]]:
     if path.endswith((".py", ".pyi")):
         yield from _python_strings(text)
     elif path.endswith((".json", ".jsonl", ".ipynb")):
-        yield from _json_strings(text)
+        yield from _json_strings(text, line)
 
 
 def _base64_candidates(run: str, number: int) -> Iterator[tuple[int, str, bytes]]:
@@ -240,7 +243,7 @@ def _python_strings(text: str) -> Iterator[tuple[int, str, bytes]]:
             continue
         value = constant_text(node)
         if value and (not isinstance(node, ast.Constant) or value not in text):
-            yield node.lineno, "string", value.replace("\0", " ").encode("utf-8", "replace")
+            yield node.lineno, "string", _readable(value)
 
 
 def constant_text(node: ast.AST) -> str | None:
@@ -267,8 +270,15 @@ def constant_text(node: ast.AST) -> str | None:
     return None if None in parts else "".join(part or "" for part in parts)
 
 
-def _json_strings(text: str) -> Iterator[tuple[int, str, bytes]]:
-    """Strings of JSON or JSON lines, escapes resolved; a list of strings (a notebook cell) also joined."""
+def _json_strings(text: str, line: _Lines) -> Iterator[tuple[int, str, bytes]]:
+    """Strings of JSON or JSON lines that are written with escapes, without them; and each list of strings (a
+    notebook's cell) joined. A string without escapes stands in the text as it is."""
+    for match in _JSON_STRING.finditer(text):
+        if "\\" in match[0]:
+            try:
+                yield line(match.start()), "JSON string", _readable(json.loads(match[0], strict=False))
+            except ValueError:
+                continue
     rows = [(1, text)]
     try:
         json.loads(text)
@@ -282,20 +292,23 @@ def _json_strings(text: str) -> Iterator[tuple[int, str, bytes]]:
         while todo:
             item = todo.pop()
             if isinstance(item, dict):
-                todo += [*item.keys(), *item.values()]
+                todo += item.values()
             elif isinstance(item, list):
-                todo += item
-                if item and all(isinstance(part, str) for part in item):
-                    todo.append("".join(item))
-            elif isinstance(item, str) and (item not in text or "\n" in item):
-                head = json.dumps(item, ensure_ascii=False)[1:25]
-                place = text.find(head)
-                yield (
-                    (_line(text, place) if place >= 0 else number),
-                    "JSON string",
-                    item.replace("\0", " ").encode("utf-8", "replace"),
-                )
+                todo += [part for part in item if isinstance(part, dict | list)]
+                if len(item) > 1 and all(isinstance(part, str) for part in item):
+                    place = text.find(json.dumps(item[0], ensure_ascii=False)[:25])
+                    yield (line(place) if place >= 0 else number), "JSON strings", _readable("".join(item))
 
 
-def _line(text: str, position: int) -> int:
-    return text.count("\n", 0, position) + 1
+def _readable(text: str) -> bytes:
+    return text.replace("\0", " ").encode("utf-8", "replace")
+
+
+class _Lines:
+    """Line numbers by position in `text`, found without counting from its beginning each time."""
+
+    def __init__(self, text: str) -> None:
+        self._ends = [match.start() for match in re.finditer("\n", text)]
+
+    def __call__(self, position: int) -> int:
+        return bisect_left(self._ends, position) + 1
