@@ -7,7 +7,7 @@ of its own with nothing but what it asks for; the other distributions come from 
 the package index. There it runs `pip check`, imports the packages, looks for `py.typed`, asks each command
 for its help. `--sbom` writes OUT/sbom/<distribution>.cdx.json (CycloneDX 1.6) of what was installed.
 
-Prints a line for each, and exits 1 if one failed.
+Prints a line for each, and exits 1 if one failed. `--result FILE.md` adds a row of a table for each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--python", action="append", help="interpreter to try (repeat); default: this one")
     parser.add_argument("--only", action="append", help="folder of a distribution (repeat); default: all")
     parser.add_argument("--sbom", action="store_true", help="write bills of materials too")
+    parser.add_argument("--result", type=Path, help="Markdown file that gets a row for each; new or to go on")
     parser.add_argument("--built", action="store_true", help="OUT/dist holds the files already")
     options = parser.parse_args(argv)
     folders = [path.parent for path in sorted(ROOT.glob("*/pyproject.toml"))]
@@ -59,8 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             kinds = ("whl", "tar.gz") if number == 0 else ("whl",)
             for kind in kinds:
                 sbom = options.out / "sbom" if options.sbom and kind == "whl" and number == 0 else None
-                failures += not tried(folder, dist, kind, python, sbom)
+                outcome = tried(folder, dist, kind, python, sbom)
+                failures += not outcome.works
+                if options.result:
+                    write_row(options.result, outcome)
     return 1 if failures else 0
+
+
+class Outcome(NamedTuple):
+    """How one file did on one interpreter."""
+
+    file: str
+    python: str
+    works: bool
+    packages: int
+    seconds: float
 
 
 def build(folder: Path, dist: Path) -> None:
@@ -71,7 +85,7 @@ def build(folder: Path, dist: Path) -> None:
         run([sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, source])
 
 
-def tried(folder: Path, dist: Path, kind: str, python: str, sbom: Path | None) -> bool:
+def tried(folder: Path, dist: Path, kind: str, python: str, sbom: Path | None) -> Outcome:
     """Install one file alone and look at it; prints how it went."""
     project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     stem = f"{project['name'].replace('-', '_')}-{project['version']}"
@@ -91,14 +105,29 @@ def tried(folder: Path, dist: Path, kind: str, python: str, sbom: Path | None) -
                 run([interpreter.parent / command, "--help"], cwd=Path(place))
             if sbom is not None:
                 write_sbom(interpreter, folder, sbom / f"{project['name']}.cdx.json")
+            packages_there = len(run([*pip, "list", "--format=freeze"]).split())
             version = run([interpreter, "--version"]).strip()
         except subprocess.CalledProcessError as error:
             words = " ".join(map(str, error.cmd[:6]))
             print(f"FAILED  {file.name} on {python}: {words}\n{error.output}{error.stderr}", flush=True)
-            return False
+            return Outcome(file.name, python, False, 0, time.monotonic() - began)
     seconds = time.monotonic() - began
     print(f"ok      {file.name} on {version}: pip check clean, {seconds:.0f} s", flush=True)
-    return True
+    return Outcome(file.name, version, True, packages_there, seconds)
+
+
+def write_row(result: Path, outcome: Outcome) -> None:
+    """Add `outcome` to the table in `result`, which is begun where there is none."""
+    if not result.exists():
+        result.parent.mkdir(parents=True, exist_ok=True)
+        head = "| file | interpreter | alone | packages installed | seconds | when, at which commit |"
+        result.write_text(f"# Each distribution, installed alone\n\n{head}\n|---|---|---|---:|---:|---|\n")
+    commit = run(["git", "describe", "--always", "--dirty"], cwd=ROOT).strip()
+    verdict = "works, `pip check` clean" if outcome.works else "**fails**"
+    cells = [outcome.file, outcome.python, verdict, outcome.packages, f"{outcome.seconds:.0f}"]
+    cells.append(f"{time.strftime('%Y-%m-%d')}, {commit}")
+    with result.open("a", encoding="utf-8") as out:
+        out.write(f"| {' | '.join(map(str, cells))} |\n")
 
 
 def write_sbom(interpreter: Path, folder: Path, target: Path) -> None:
