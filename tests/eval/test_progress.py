@@ -17,13 +17,14 @@ def test_lines_come_now_and_then_and_answers_of_an_earlier_run_do_not_quicken_th
     now = 100.0
     lines = Lines("base", 100, Console(file=out, width=200), clock=lambda: now)
     lines.report(20)  # there before
-    for seconds, done in ((2.0, 30), (10.0, 40), (12.0, 60), (15.0, 70), (16.0, 80), (17.0, 100)):
+    for seconds, done in ((2.0, 21), (6.0, 22), (11.0, 40), (12.0, 60), (16.0, 70), (17.0, 100)):
         now = 100.0 + seconds
         lines.report(done)
     assert out.getvalue().splitlines() == [
         "base: 20/100",
-        "base: 40/100, 0:00:30 left",  # 20 in 10 s, so 60 take 30 s
-        "base: 70/100, 0:00:09 left",  # 50 in 15 s, so 30 take 9 s
+        "base: 22/100",  # two of eighty tell nothing yet
+        "base: 40/100, 0:00:33 left",  # 20 in 11 s, so 60 take 33 s
+        "base: 70/100, 0:00:10 left",  # 50 in 16 s, so 30 take 9.6 s
         "base: 100/100 in 0:00:17",
     ]
 

@@ -18,6 +18,9 @@ from rich.progress import (
 )
 
 EVERY_S = 5.0
+_TELLING = (
+    20  # a twentieth of the work tells the pace; an engine that asks all at once ends the first ones late
+)
 Report = Callable[[int], None]
 """Told how much of a task is done: first what was there before, then each time there is more."""
 
@@ -71,6 +74,6 @@ class Lines:
         fresh, elapsed = done - self.before, now - self.began
         if not first and done == self.total:
             line += f" in {timedelta(seconds=round(elapsed))}"
-        elif fresh:
+        elif fresh * _TELLING >= self.total - self.before > 0:
             line += f", {timedelta(seconds=round(elapsed / fresh * (self.total - done)))} left"
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
