@@ -189,7 +189,7 @@ COLOURS = """
 const colour = (selector, name) => getComputedStyle(document.querySelector(selector))[name];
 return [colour('body', 'backgroundColor'), colour('body', 'color'), colour('.muted', 'color'),
         colour('.right', 'color'), colour('.miss', 'color'), colour('#viewer a', 'color'),
-        colour('th', 'color')]
+        colour('th', 'color'), getComputedStyle(document.getElementById('search'), '::placeholder').color]
 """
 
 
