@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,12 @@ def test_a_ppo_batch_of_64_arms_of_a_thousand_tokens_fits_the_default_body(tmp_p
     arms = [{"id": str(i), "reasoning": text, "full_text": text} for i in range(4)]
     questions = [{"id": str(i), "question": text, "arms": arms} for i in range(16)]
     assert len(json.dumps(questions)) < load(tmp_path).max_body_bytes
+
+
+def test_the_settings_shown_in_the_readme_are_taken(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "reward_service/README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r'^```toml title="settings.toml"\n(.*?)^```', page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "settings.toml").write_text(shown, encoding="utf-8")
+    settings = load(tmp_path)
+    assert (settings.scorer.judge, settings.scorer.judge_model) == ("llm", "a-judge")
+    assert settings.judge_url == "http://127.0.0.1:8001"
