@@ -34,7 +34,7 @@ from regime_w.caches import CachedEmbedder, Memory, digest_of
 from regime_w.embedding import Embedder, TransformerEmbedder, Vectors
 from regime_w.judges import Judge, make_judge
 from regime_w.reward import compute_reward, reward_range
-from regime_w.scoring import ArmResult, compute_regime_w_scores
+from regime_w.scoring import ArmResult, RegimeWScores, compute_regime_w_scores
 from regime_w.settings import FREE_SETTINGS, RegimeWSettings
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,15 @@ class _Parsed:
     question: Question
     arms: tuple[ArmResult, ...]
     correct: tuple[bool | None, ...]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A question's n canonical answers, its n flags of correctness (None: no gold answer), and its scores."""
+
+    answers: tuple[str | None, ...]
+    correct: tuple[bool | None, ...]
+    scores: RegimeWScores
 
 
 class Scorer:
@@ -117,6 +126,22 @@ class Scorer:
             results.append(result)
         return results
 
+    def analyse(self, questions: Sequence[Question]) -> list[Analysis | FailedQuestion]:
+        """What the rewards of every mode are made of, a question each, in order; nothing is kept."""
+        parsed = [self._parse(question, fresh=False) for question in questions]
+        vectors = iter(self._embed([p for p in parsed if isinstance(p, _Parsed)], self._embedder))
+        results: list[Analysis | FailedQuestion] = []
+        for part in parsed:
+            if isinstance(part, FailedQuestion):
+                results.append(part)
+                continue
+            scores = self._components(part, next(vectors), fresh=False)
+            if not isinstance(scores, FailedQuestion):
+                results.append(Analysis(tuple(arm.answer for arm in part.arms), part.correct, scores))
+            else:
+                results.append(scores)
+        return results
+
     def reward_range(self, mode: RewardMode) -> RewardRange:
         """The interval of every reward in `mode`, without the length penalty."""
         return reward_range(mode, self.settings.reward)
@@ -164,18 +189,9 @@ class Scorer:
         self, parsed: _Parsed, vectors: Vectors | None, mode: RewardMode, fresh: bool
     ) -> ScoredQuestion | FailedQuestion:
         question = parsed.question
-        if vectors is None:
-            return _failed(question, ProblemCode.SCORER_FAILED)
-        try:
-            scores = compute_regime_w_scores(
-                parsed.arms,
-                vectors,
-                lambda pairs: self._judge.judge_pairs(question.question, pairs, fresh=fresh),
-                self.settings,
-            )
-        except Exception as error:
-            logger.error("scoring a question failed: %s", type(error).__name__)
-            return _failed(question, ProblemCode.SCORER_FAILED)
+        scores = self._components(parsed, vectors, fresh)
+        if isinstance(scores, FailedQuestion):
+            return scores
         rewards = compute_reward(
             mode,
             parsed.correct,
@@ -196,6 +212,23 @@ class Scorer:
                 for arm, reward in zip(question.arms, rewards.arms, strict=True)
             ),
         )
+
+    def _components(
+        self, parsed: _Parsed, vectors: Vectors | None, fresh: bool
+    ) -> RegimeWScores | FailedQuestion:
+        question = parsed.question
+        if vectors is None:
+            return _failed(question, ProblemCode.SCORER_FAILED)
+        try:
+            return compute_regime_w_scores(
+                parsed.arms,
+                vectors,
+                lambda pairs: self._judge.judge_pairs(question.question, pairs, fresh=fresh),
+                self.settings,
+            )
+        except Exception as error:
+            logger.error("scoring a question failed: %s", type(error).__name__)
+            return _failed(question, ProblemCode.SCORER_FAILED)
 
 
 def parse_arm(arm: Arm) -> ArmResult:

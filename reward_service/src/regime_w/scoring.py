@@ -56,7 +56,10 @@ class Agreement(NamedTuple):
 
 
 class RegimeWScores(NamedTuple):
-    """Scores of one question; the components are None where fewer than two arms define no pair."""
+    """Scores of one question; the components are None where fewer than two arms define no pair.
+
+    `shares` are the arms' leave-one-out shares of s_wm, `parts` those of (s_end, s_path, s_cf).
+    """
 
     s_end: float | None
     s_path: float | None
@@ -64,6 +67,7 @@ class RegimeWScores(NamedTuple):
     s_wm: float
     degenerate: bool
     shares: tuple[float, ...]
+    parts: tuple[tuple[float, float, float], ...] = ()
 
 
 # --- the components, as plain numbers ------------------------------------------------------------------
@@ -146,12 +150,10 @@ def compute_regime_w_scores(
     end = end_agreement([arm.answer for arm in arm_results])
     path = path_agreement(vectors, copies)
     cf = cf_agreement(arm_results, dict(zip(judged, verdicts, strict=True)), copies)
-    shares = tuple(
-        s_wm_for_question(*components, settings.weights)
-        for components in zip(end.shares, path.shares, cf.shares, strict=True)
-    )
+    parts = tuple(zip(end.shares, path.shares, cf.shares, strict=True))
+    shares = tuple(s_wm_for_question(*components, settings.weights) for components in parts)
     s_wm = s_wm_for_question(end.value, path.value, cf.value, settings.weights)
-    return RegimeWScores(end.value, path.value, cf.value, s_wm, cf.degenerate, shares)
+    return RegimeWScores(end.value, path.value, cf.value, s_wm, cf.degenerate, shares, parts)
 
 
 # --- the components with their shares; all need n >= 2 -------------------------------------------------

@@ -1,4 +1,4 @@
-"""`reward-service`: init, keys, serve, audit, demo. Failures are one line on stderr and exit code 2."""
+"""`reward-service`: init, keys, serve, audit, calibrate, demo. A failure is one line, exit code 2."""
 
 from __future__ import annotations
 
@@ -117,6 +117,24 @@ def _parser() -> argparse.ArgumentParser:
     top.add_argument("--once", action="store_true", help="one look, with totals")
     top.set_defaults(command=_top)
 
+    calibrate = commands.add_parser(
+        "calibrate", help="what the scores say of labelled rollouts: an HTML and a JSON report"
+    )
+    calibrate.add_argument(
+        "file", type=Path, metavar="FILE", help="rollouts, as `looper rollouts` writes them"
+    )
+    calibrate.add_argument(
+        "--out", type=Path, default=Path("calibration"), metavar="FOLDER", help="(default: calibration)"
+    )
+    calibrate.add_argument(
+        "--allow-test", action="store_true", help="take questions of a test split, for which nothing is tuned"
+    )
+    calibrate.add_argument(
+        "--service-arms", action="store_true", help="the trajectories are the service's arms (--arms service)"
+    )
+    calibrate.add_argument("--resamples", type=_count, default=1000, metavar="N", help="(default 1000)")
+    calibrate.set_defaults(command=_calibrate)
+
     commands.add_parser("demo", help="two questions through all arms on a loaded model (demo --help)")
     return parser
 
@@ -201,6 +219,21 @@ def _top(options: argparse.Namespace) -> None:
         top.run(options.metrics_port, options.key_file, options.every, options.once)
     except KeyboardInterrupt:
         return
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from reward_service.calibration.command import calibrate
+
+    print(
+        calibrate(
+            options.file,
+            options.out,
+            _settings(options),
+            allow_test=options.allow_test,
+            service_arms=options.service_arms,
+            resamples=options.resamples,
+        )
+    )
 
 
 def _demo(arguments: list[str]) -> int:

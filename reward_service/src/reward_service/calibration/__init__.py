@@ -1,0 +1,1 @@
+"""`reward-service calibrate`: what the scores of labelled rollouts say, and how well."""
