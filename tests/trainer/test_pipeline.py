@@ -154,6 +154,8 @@ def test_one_command_does_every_stage_and_again_does_nothing(
     shown = looper("status")
     assert shown.returncode == 0
     assert "checkpoints/ppo_rl: step 1 of 1, complete" in shown.stdout
+    (sft,) = [line for line in shown.stdout.splitlines() if "checkpoints/sft: " in line]
+    assert ", complete" in sft
     assert "data/gsm8k_train.jsonl: 32 questions" in shown.stdout
     last = json.loads((tmp_path / "checkpoints/ppo_rl/metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 1

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from looper_schemas.records import Problem, RecordError, write_records
 from looper_trainer.errors import CheckpointError, DataError
 from looper_trainer.sampling.base import SamplingParams
 from looper_trainer.sampling.transformers import load_sampler
-from looper_trainer.sft import LengthGroupedOrder, SFTStageConfig, encode_problems, run
+from looper_trainer.sft import LengthGroupedOrder, SFTStageConfig, _log_to, encode_problems, run
 
 PROBLEMS = [
     Problem(
@@ -283,3 +284,23 @@ def test_a_folder_with_other_files_is_never_replaced(tiny_model: Path, train_fil
 def test_resuming_nothing_is_refused(tiny_model: Path, train_file: Path) -> None:
     with pytest.raises(CheckpointError, match="no saved state"):
         run(settings(tiny_model, train_file, resume=True))
+
+
+def test_a_training_without_log_records_says_how_far_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 100.0
+    log = _log_to(tmp_path / "metrics.jsonl", clock=lambda: now)
+    state = SimpleNamespace(global_step=10, max_steps=30, is_world_process_zero=True)  # resumed after step 10
+    log.on_train_begin(None, state, None)
+    for step, seconds in ((11, 3.0), (12, 6.0), (13, 8.0), (14, 12.0)):
+        state.global_step, now = step, 100.0 + seconds
+        log.on_step_end(None, state, None)
+    state.global_step, now = 15, 115.0
+    log.on_log(None, state, None, {"loss": 0.5, "mean_token_accuracy": 0.75})
+    log.on_step_end(None, state, None)
+    assert capsys.readouterr().out.splitlines() == [
+        "sft: step 12/30, 0:00:54 left",  # 2 steps in 6 s, so 18 take 54 s
+        "sft: step 14/30, 0:00:48 left",
+        "sft: step 15/30, loss 0.5000, token accuracy 0.750, 0:00:45 left",
+    ]

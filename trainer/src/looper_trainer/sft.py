@@ -16,7 +16,7 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 DEFAULT_BASE = "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
+_SAY_EVERY_S = 5.0
 
 
 class SFTStageConfig(StageConfig):
@@ -314,33 +315,40 @@ def _save(config: SFTStageConfig, trainer: Any, partial: Path) -> None:
         trainer.processing_class.save_pretrained(partial)
 
 
-def _log_to(file: Path) -> TrainerCallback:
-    """A callback that appends each log record to `file` and shows it on one line."""
+def _log_to(file: Path, clock: Callable[[], float] = time.monotonic) -> TrainerCallback:
+    """A callback that appends each log record to `file` and shows it on one line.
+
+    Between log records it says every few seconds how far the training is: a short one may have none.
+    """
     from transformers import TrainerCallback
 
     class Log(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            self.started = time.monotonic()
+            self.started = self.said = clock()
             self.first_step = state.global_step
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.is_world_process_zero and clock() - self.said >= _SAY_EVERY_S:
+                self._say(state, "")
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
             if not state.is_world_process_zero:
                 return
-            elapsed = time.monotonic() - self.started
-            record = {"step": state.global_step, "elapsed_s": round(elapsed, 3), **logs}
+            record = {"step": state.global_step, "elapsed_s": round(clock() - self.started, 3), **logs}
             with file.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(record) + "\n")
             if "loss" in logs:
-                done = state.global_step - self.first_step
-                left = timedelta(seconds=round(elapsed / done * (state.max_steps - state.global_step)))
-                print(
-                    f"sft: step {state.global_step}/{state.max_steps}, loss {logs['loss']:.4f}, "
-                    f"token accuracy {logs['mean_token_accuracy']:.3f}, {left} left",
-                    flush=True,
-                )
+                accuracy = logs["mean_token_accuracy"]
+                self._say(state, f", loss {logs['loss']:.4f}, token accuracy {accuracy:.3f}")
             elif "eval_loss" in logs:
                 print(f"sft: step {state.global_step}, dev loss {logs['eval_loss']:.4f}", flush=True)
+
+        def _say(self, state: Any, figures: str) -> None:
+            self.said = clock()
+            each = (self.said - self.started) / (state.global_step - self.first_step)
+            left = timedelta(seconds=round(each * (state.max_steps - state.global_step)))
+            print(f"sft: step {state.global_step}/{state.max_steps}{figures}, {left} left", flush=True)
 
     return Log()
 

@@ -89,7 +89,8 @@ def describe(rows: list[Row], settings: dict[str, Any], folder: Path) -> str:
     steps = settings.get("steps")
     parts = [f"step {rows[-1]['step']}" + (f" of {steps}" if isinstance(steps, int) else "")]
     written = last_write(folder)
-    if isinstance(steps, int) and rows[-1]["step"] >= steps:
+    whole = (folder / "training_data.json").exists()  # the last thing that SFT writes
+    if whole or (isinstance(steps, int) and rows[-1]["step"] >= steps):
         parts.append("complete")
     elif written is not None:
         silent = time.time() - written
