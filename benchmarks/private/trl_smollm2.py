@@ -1,11 +1,14 @@
 """TRL's GRPO and RLOO train SmolLM2-135M some steps on the private service, which is then killed.
 
-    python benchmarks/private/trl_smollm2.py --model SMOLLM2_FOLDER --data data/gsm8k_train.jsonl
+    python benchmarks/private/trl_smollm2.py --model checkpoints/sft --data data/gsm8k_train.jsonl \
+        --label "SmolLM2-135M-Instruct, 3 epochs of SFT"
+
+A model that answers in the limit and is sometimes right shows that it learns; one that never is has no gradient.
 
 The trainer is `examples/trl_training.py` as it stands: one import and one argument more than without Looper.
 The service is a process of its own with a fresh key, and gets SIGKILL once the log shows step --kill-after.
 Kept is what TRL itself logged of each step. Exit code 1 when a step on the living service has no reward, or
-one after its death has a number where there is none.
+one after its death has a number where there is none, or no step before it has a gradient.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from kept import keep, stamp
 KEPT = (
     "step",
     "loss",
+    "grad_norm",
     "reward",
     "rewards/looper_reward/mean",
     "looper/s_wm",
@@ -76,8 +80,11 @@ def train(algorithm: str, options: argparse.Namespace, folder: Path) -> dict[str
 def sound(run: dict[str, Any], kill_after: int) -> bool:
     """Whether steps before the kill have rewards, and those after it none; the one it fell into is either."""
     living, dead = run["steps"][:kill_after], run["steps"][kill_after + 1 :]
-    return all(row["reward"] is not None and row["looper/failed_share"] == 0 for row in living) and all(
-        row["reward"] is None and row["looper/failed_share"] == 1 for row in dead
+    learns = any(row["grad_norm"] > 0 for row in living)
+    return (
+        learns
+        and all(row["reward"] is not None and row["looper/failed_share"] == 0 for row in living)
+        and all(row["reward"] is None and row["looper/failed_share"] == 1 for row in dead)
     )
 
 
@@ -85,6 +92,7 @@ def main() -> int:
     """Run both trainers and keep what they logged."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--label", default="SmolLM2-135M-Instruct")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--kill-after", type=int, default=3)
@@ -95,7 +103,7 @@ def main() -> int:
         runs = {name: train(name, options, Path(folder)) for name in ("grpo", "rloo")}
     result: dict[str, Any] = {
         **stamp(),
-        "model": "SmolLM2-135M-Instruct",
+        "model": options.label,
         "data": options.data.name,
         "trl": version("trl"),
         "killed_after_step": options.kill_after,
