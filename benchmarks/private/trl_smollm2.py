@@ -3,7 +3,7 @@
     python benchmarks/private/trl_smollm2.py --model checkpoints/sft --data data/gsm8k_train.jsonl \
         --label "SmolLM2-135M-Instruct, 3 epochs of SFT"
 
-A model that answers in the limit and is sometimes right shows that it learns; one that never is has no gradient.
+A model that answers within the limit and is right now and then learns; one that never is has no gradient.
 
 The trainer is `examples/trl_training.py` as it stands: one import and one argument more than without Looper.
 The service is a process of its own with a fresh key, and gets SIGKILL once the log shows step --kill-after.
