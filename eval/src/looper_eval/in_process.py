@@ -96,7 +96,7 @@ class InProcessEngine:
         try:
             while engine.has_unfinished_requests():
                 whole: Answered = []
-                for output in engine.step():
+                for output in _step(engine, waiting):
                     if not output.finished:
                         continue
                     place, number = waiting.pop(output.request_id)
@@ -136,3 +136,21 @@ class InProcessEngine:
             raise UserError(f"vLLM broke off an answer: {output.finish_reason}")
         answer = Answer(output.text, output.finish_reason, len(output.token_ids))
         return cut_at_stop(answer, self._settings.stop)
+
+
+def _step(engine: Any, waiting: dict[str, tuple[int, int]]) -> Any:
+    """What `engine` has after its next step.
+
+    Raises:
+        UserError: its process is dead; nothing is `waiting` any more, since nobody can be told.
+    """
+    try:
+        return engine.step()
+    except Exception as error:
+        if type(error).__name__ != "EngineDeadError":
+            raise
+        waiting.clear()
+        raise UserError(
+            "vLLM's engine died, its own words stand above (often memory: lower --vllm max_num_seqs or "
+            "max_model_len); the same command goes on from here"
+        ) from error
