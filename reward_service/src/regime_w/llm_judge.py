@@ -77,7 +77,7 @@ class Respondent(Protocol):
     identity: str
     concurrency: int
 
-    def answer_all(self, prompts: Sequence[Prompt], schema: dict[str, Any]) -> Sequence[str]:
+    def replies_to(self, prompts: Sequence[Prompt], schema: dict[str, Any]) -> Sequence[str]:
         """The reply to every prompt, in order, constrained to `schema` as far as the server can.
 
         Raises:
@@ -122,7 +122,7 @@ class LlmJudge:
 
     def _ask(self, asked: Sequence[tuple[str, ...]]) -> list[float]:
         prompts = [prompt_for(question, first, second) for question, first, second in asked]
-        return [read_verdict(reply) for reply in self._respondent.answer_all(prompts, SCHEMA)]
+        return [read_verdict(reply) for reply in self._respondent.replies_to(prompts, SCHEMA)]
 
 
 def _both_speak(a: ArmResult, b: ArmResult) -> bool:

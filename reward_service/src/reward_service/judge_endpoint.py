@@ -71,7 +71,7 @@ class JudgeEndpoint:
         self._pool.shutdown(cancel_futures=True)
         self._http.close()
 
-    def answer_all(self, prompts: Sequence[Prompt], schema: dict[str, Any]) -> list[str]:
+    def replies_to(self, prompts: Sequence[Prompt], schema: dict[str, Any]) -> list[str]:
         """The reply to every prompt, in order; once one has none, the others are not waited for.
 
         Raises:

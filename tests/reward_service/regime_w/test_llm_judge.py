@@ -58,7 +58,7 @@ class Model:
         self.says = says
         self.prompts: list[Prompt] = []
 
-    def answer_all(self, prompts: Sequence[Prompt], schema: dict[str, Any]) -> list[str]:
+    def replies_to(self, prompts: Sequence[Prompt], schema: dict[str, Any]) -> list[str]:
         assert schema == SCHEMA
         self.prompts += prompts
         documents = [document_of(prompt) for prompt in prompts]

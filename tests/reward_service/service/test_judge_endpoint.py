@@ -48,7 +48,7 @@ def endpoint(server: TinyGenerator) -> Iterator[JudgeEndpoint]:
 
 
 def test_a_request_is_constrained_greedy_and_seeded(server: TinyGenerator, endpoint: JudgeEndpoint) -> None:
-    assert endpoint.answer_all(PROMPTS[:1], SCHEMA) == ['{"verdict": "consistent"}']
+    assert endpoint.replies_to(PROMPTS[:1], SCHEMA) == ['{"verdict": "consistent"}']
     assert server.requests == [
         {
             "model": "judge-7b",
@@ -76,7 +76,7 @@ def test_replies_come_in_the_order_of_the_prompts_and_so_many_at_a_time(
         return str(body["messages"][1]["content"])
 
     server.write = slow
-    assert endpoint.answer_all(PROMPTS, SCHEMA) == [prompt.user for prompt in PROMPTS]
+    assert endpoint.replies_to(PROMPTS, SCHEMA) == [prompt.user for prompt in PROMPTS]
     assert server.most_in_flight == 3
 
 
@@ -85,24 +85,24 @@ def test_what_may_pass_is_tried_again_and_then_is_no_verdict(
     server: TinyGenerator, endpoint: JudgeEndpoint, fault: str
 ) -> None:
     server.faults = [fault, fault]
-    assert endpoint.answer_all(PROMPTS[:1], SCHEMA) == ['{"verdict": "consistent"}']
+    assert endpoint.replies_to(PROMPTS[:1], SCHEMA) == ['{"verdict": "consistent"}']
     server.faults = [fault] * 3
     with pytest.raises(JudgeError):
-        endpoint.answer_all(PROMPTS[:1], SCHEMA)
+        endpoint.replies_to(PROMPTS[:1], SCHEMA)
     assert len(server.requests) == 6
 
 
 def test_a_refusal_is_not_tried_again(server: TinyGenerator, endpoint: JudgeEndpoint) -> None:
     server.faults = ["400"]
     with pytest.raises(JudgeError):
-        endpoint.answer_all(PROMPTS[:1], SCHEMA)
+        endpoint.replies_to(PROMPTS[:1], SCHEMA)
     assert len(server.requests) == 1
 
 
 def test_a_server_that_is_away_is_no_verdict() -> None:
     endpoint = JudgeEndpoint("http://127.0.0.1:1", "m", sleep=lambda seconds: None)
     with pytest.raises(JudgeError):
-        endpoint.answer_all(PROMPTS, SCHEMA)
+        endpoint.replies_to(PROMPTS, SCHEMA)
     endpoint.close()
 
 
@@ -113,7 +113,7 @@ def test_nothing_of_prompts_and_replies_is_logged(
     logging.getLogger("httpcore").setLevel(logging.WARNING)
     server.faults = ["500", "nonsense", "400"]
     with pytest.raises(JudgeError):
-        endpoint.answer_all([Prompt("open", "sesame")], SCHEMA)
+        endpoint.replies_to([Prompt("open", "sesame")], SCHEMA)
     assert "judge" in caplog.text
     assert "sesame" not in caplog.text
     assert all("sesame" not in str(vars(record)) for record in caplog.records)
