@@ -29,7 +29,7 @@ class Admission:
             ProblemError: overloaded.
         """
         if self.bytes and self.bytes + size > self._max_bytes:
-            raise self._overloaded()
+            raise self.overloaded()
         self.bytes += size
         try:
             yield
@@ -44,13 +44,19 @@ class Admission:
             ProblemError: overloaded.
         """
         if self.arms and self.arms + arms > self._max_arms:
-            raise self._overloaded()
+            raise self.overloaded()
         self.arms += arms
         try:
             yield
         finally:
             self.arms -= arms
 
-    def _overloaded(self) -> ProblemError:
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for a single arm."""
+        return self.arms >= self._max_arms
+
+    def overloaded(self) -> ProblemError:
+        """What a request without room ends with; it says when to come again."""
         wait_s = min(_LONGEST_WAIT_S, max(1.0, 0.5 * self.arms * self._seconds_per_arm()))
         return ProblemError(ProblemCode.OVERLOADED, retry_after_s=wait_s)

@@ -138,6 +138,16 @@ def create_app(
 class _App(FastAPI):
     """FastAPI behind the guard: not even the layers that FastAPI puts first come before it."""
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As Starlette's, without FastAPI's layers between, which look for telemetry at every request."""
+        if scope["type"] == "lifespan":
+            await super().__call__(scope, receive, send)
+            return
+        scope["app"] = self
+        if self.middleware_stack is None:
+            self.middleware_stack = self.build_middleware_stack()
+        await self.middleware_stack(scope, receive, send)
+
     def build_middleware_stack(self) -> ASGIApp:
         service: Service = self.state.service
         inner = super().build_middleware_stack()

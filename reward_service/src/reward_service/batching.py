@@ -64,17 +64,17 @@ class Job:
         self._missing = len(self.questions)
         self._lock = threading.Lock()
         self._loop = asyncio.get_running_loop()
-        self._done = asyncio.Event()
+        self._done = self._loop.create_future()
 
     async def wait(self, seconds: float) -> list[Result]:
         """All results, in order; after `seconds` the missing ones are failed as `scorer_timeout`.
 
         The job leaves the queue when this ends, also when it is cancelled.
         """
-        # The timer sets the event too: what asyncio.timeout does, without cancelling anything.
-        timer = self._loop.call_later(max(0.0, seconds), self._done.set)
+        # The timer ends the wait too: what asyncio.timeout does, without cancelling anything.
+        timer = self._loop.call_later(max(0.0, seconds), self._end)
         try:
-            await self._done.wait()
+            await self._done
         finally:
             timer.cancel()
             self.closed = True
@@ -82,6 +82,10 @@ class Job:
             failed(question.id, ProblemCode.SCORER_TIMEOUT) if result is None else result
             for question, result in zip(self.questions, self._results, strict=True)
         ]
+
+    def _end(self) -> None:
+        if not self._done.done():
+            self._done.set_result(None)
 
     def deliver(self, index: int, result: Result) -> bool:
         """Hand over the result of one question; whether it was the last. From a scoring thread."""
@@ -96,7 +100,7 @@ class Job:
 
         def complete() -> None:
             for job in jobs:
-                job._done.set()
+                job._end()
 
         if not jobs:
             return

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -147,7 +147,10 @@ async def answer(
         raise ProblemError(ProblemCode.NOT_READY, retry_after_s=_NOT_READY_RETRY_S)
     deadline = request.scope["state"]["arrived"] + _seconds_to_answer(request, service.settings)
     idempotency_key = _idempotency_key(request)
+    key = None if idempotency_key is None else _store_key(service, principal, idempotency_key)
     with service.admission.body(_announced_bytes(request, service.settings)):
+        if service.admission.full and _surely_new(service, key):
+            raise service.admission.overloaded()  # before its body costs anything
         message = parse(await _read_body(request, service.settings), service.settings)
         if message.disclosure is Disclosure.COMPONENTS and not principal.may(Scope.SCORE_COMPONENTS):
             raise ProblemError(ProblemCode.FORBIDDEN)
@@ -155,8 +158,7 @@ async def answer(
             raise ProblemError(ProblemCode.SCORER_MISMATCH)
         digest = _digest(service, message.model_dump_json())
 
-        reply_id = _digest(service, json.dumps([digest, principal.account, idempotency_key]))[:32]
-        key = None if idempotency_key is None else _store_key(service, principal, idempotency_key)
+        reply_id = _digest(service, _json_of(digest, principal.account, idempotency_key))[:32]
         arms = [arms_of(question) for question in message.questions]
         costs = [max(1, count) for count in arms]
         about = _about(service, principal, message, digest, reply_id, sum(arms))
@@ -229,7 +231,7 @@ def _about(
         "reply_id": reply_id,
         "digest": digest,
         "key_id": principal.key_id,
-        "run": _digest(service, json.dumps(["run", message.run_id]))[:32],
+        "run": _digest(service, _json_of("run", message.run_id))[:32],
         "step": message.step,
         "purpose": message.purpose.value,
         "mode": message.reward_mode.value,
@@ -241,7 +243,12 @@ def _about(
 
 
 def _store_key(service: Service, principal: Principal, idempotency_key: str) -> StoreKey:
-    return StoreKey(principal.account, _digest(service, json.dumps(["idempotency", idempotency_key])))
+    return StoreKey(principal.account, _digest(service, _json_of("idempotency", idempotency_key)))
+
+
+def _surely_new(service: Service, key: StoreKey | None) -> bool:
+    """Whether a request must be worked on: it repeats neither one in flight nor one that was answered."""
+    return key is None or (not service.store.in_flight(key) and service.state.surely_lacks(key))
 
 
 async def _settle(service: Service, entry: Entry) -> Outcome:
@@ -265,6 +272,11 @@ def _note_scoring(request: Request, about: Mapping[str, Value], failed: int) -> 
 def _digest(service: Service, text: str) -> str:
     """An opaque name of `text`: keyed, so that nobody outside can test a guess of it."""
     return hashlib.blake2b(text.encode(), key=service.digest_key, digest_size=32).hexdigest()
+
+
+def _json_of(*values: str | None) -> str:
+    """`json.dumps` of a list of strings, at a third of its cost."""
+    return f"[{', '.join('null' if value is None else _quoted(value) for value in values)}]"
 
 
 # --- reading a request ---------------------------------------------------------------------------------

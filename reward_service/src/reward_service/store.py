@@ -31,6 +31,10 @@ class ReplyStore:
         self._find = find
         self._flights: dict[StoreKey, _Flight] = {}
 
+    def in_flight(self, key: StoreKey) -> bool:
+        """Whether a request of this key is being worked on."""
+        return key in self._flights
+
     async def reply(
         self,
         key: StoreKey | None,

@@ -36,6 +36,16 @@ def test_bounds_are_exact() -> None:
         pass
 
 
+def test_it_is_full_when_not_one_arm_more_would_be_let_in() -> None:
+    inside = admission()
+    assert not inside.full
+    with inside.scoring(9):
+        assert not inside.full
+        with inside.scoring(1):
+            assert inside.full
+    assert not inside.full
+
+
 def test_one_request_is_always_let_in() -> None:
     inside = admission()
     with inside.body(1000), inside.scoring(1000):

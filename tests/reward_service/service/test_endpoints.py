@@ -11,6 +11,7 @@ import pytest
 
 from looper_schemas.scoring import FailedQuestion, ScoredQuestion, ScoreResponse, ServiceInfo
 from reward_service.auth import Scope
+from reward_service.endpoints import _json_of
 
 pytestmark = pytest.mark.anyio
 
@@ -438,6 +439,33 @@ async def test_a_full_queue_is_refused_at_once_with_retry_after(
         assert (await waiting).status_code == 200
         again = await live.score(message(run_id="other"), headers={"idempotency-key": "k"})
         assert again.status_code == 200, "a refusal is not kept under the idempotency key"
+
+
+async def test_a_full_queue_refuses_what_is_new_before_its_body_costs_anything_and_answers_the_rest(
+    open_service: Any, message: Any, until: Any
+) -> None:
+    async with open_service(max_waiting_arms=3) as live:
+        answered = await live.score(message(run_id="earlier"), headers={"idempotency-key": "earlier"})
+        live.engine.gate.clear()
+        waiting = asyncio.create_task(live.score(message(), headers={"idempotency-key": "now"}))
+        await until(lambda: len(live.engine.batches) == 2)
+        refused = await live.score(b"not read", headers={"idempotency-key": "new"})
+        assert (refused.status_code, code_of(refused)) == (503, "overloaded")
+        assert (await live.score(b"not read", key="wrong")).status_code == 401
+        repeated = await live.score(message(run_id="earlier"), headers={"idempotency-key": "earlier"})
+        assert (repeated.status_code, repeated.content) == (200, answered.content)
+        joining = asyncio.create_task(live.score(message(), headers={"idempotency-key": "now"}))
+        await asyncio.sleep(0.05)
+        live.engine.gate.set()
+        assert (await joining).content == (await waiting).content
+        assert len(live.engine.batches) == 2
+        assert (await live.score(b"not read", headers={"idempotency-key": "new"})).status_code == 400
+
+
+def test_names_are_made_of_the_same_bytes_as_ever() -> None:
+    # Keys kept by an earlier version have to be found by this one.
+    for values in (("idempotency", 'a"b\\c'), ("run", "ü\u2028\x7f\n😀"), ("", None, "x")):
+        assert _json_of(*values) == json.dumps(list(values))
 
 
 # --- info ----------------------------------------------------------------------------------------------

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h11
 import pytest
 import uvicorn
 
 from reward_service import auth
 from reward_service.app import create_app
 from reward_service.auth import Scope
+from reward_service.protocol import JoinedWrites
 from reward_service.serve import server_config
 from reward_service.settings import Settings
 
@@ -229,3 +231,67 @@ def test_pipelined_requests_are_answered_in_order(start: Start) -> None:
     two = b"GET /v1/info HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     reply = endpoint.exchange(one + one + two)
     assert [int(part[:3]) for part in reply.split(b"HTTP/1.1 ")[1:]] == [200, 200, 401]
+
+
+class Written:
+    """A transport that remembers what is done to it."""
+
+    def __init__(self) -> None:
+        self.done: list[bytes | str] = []
+
+    def write(self, data: bytes) -> None:
+        self.done.append(data)
+
+    def close(self) -> None:
+        self.done.append("closed")
+
+    def is_closing(self) -> bool:
+        return "closed" in self.done
+
+
+def asked(head: bytes) -> h11.Connection:
+    """A server's side of HTTP after a request with this head."""
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(head)
+    assert isinstance(connection.next_event(), h11.Request)
+    return connection
+
+
+def test_head_and_body_of_a_reply_leave_in_one_piece() -> None:
+    connection, transport = asked(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"), Written()
+    joined = JoinedWrites(transport, connection)  # type: ignore[arg-type]
+    for event in (
+        h11.Response(status_code=200, headers=[("content-length", "4")]),
+        h11.Data(data=b"body"),
+        h11.EndOfMessage(),
+    ):
+        joined.write(connection.send(event) or b"")
+    assert transport.done == [b"HTTP/1.1 200 \r\ncontent-length: 4\r\n\r\nbody"]
+
+
+def test_an_empty_body_and_chunks_leave_whole_and_in_order() -> None:
+    for headers, parts, expected in (
+        ([("content-length", "0")], [b""], b"content-length: 0\r\n\r\n"),
+        ([], [b"ab", b"c"], b"transfer-encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"),
+    ):
+        connection, transport = asked(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"), Written()
+        joined = JoinedWrites(transport, connection)  # type: ignore[arg-type]
+        events = [h11.Response(status_code=200, headers=headers), *(h11.Data(data=part) for part in parts)]
+        for event in (*events, h11.EndOfMessage()):
+            joined.write(connection.send(event) or b"")
+        said = b"".join(part for part in transport.done if isinstance(part, bytes))
+        assert said.lower() == b"http/1.1 200 \r\n" + expected
+
+
+def test_leave_to_go_on_is_given_at_once_and_closing_sends_what_was_held() -> None:
+    connection = asked(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n")
+    transport = Written()
+    joined = JoinedWrites(transport, connection)  # type: ignore[arg-type]
+    joined.write(connection.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
+    assert transport.done == [b"HTTP/1.1 100 \r\n\r\n"]
+    joined.write(connection.send(h11.Response(status_code=200, headers=[("content-length", "4")])) or b"")
+    assert len(transport.done) == 1
+    assert not joined.is_closing()
+    joined.close()
+    assert transport.done[1:] == [b"HTTP/1.1 200 \r\ncontent-length: 4\r\n\r\n", "closed"]
+    assert joined.is_closing()
