@@ -15,7 +15,8 @@ auto                      fixed-float32 on a GPU; on a CPU, of a BERT encoder, p
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 BACKENDS = ("auto", "float32", "packed-float32", "packed-bf16", "packed-int8", "fixed-float32")
 _PACKED = ("packed-float32", "packed-bf16", "packed-int8")
+
+# Of every length class: a few tokens, a row block of `packed` and a half, and several windows' worth.
+_PROBES = tuple(f"step {n} " + f"adds {n} * 7 = {7 * n} more, " * n for n in (0, 1, 3, 5, 9, 14, 20))
 
 _CPU_CHUNK_TOKENS = 2048  # larger chunks fall out of the cache of a CPU core
 _GPU_CHUNK_TOKENS = 65_536
@@ -54,7 +58,8 @@ def load_backend(
     `encode` gives the first window of a text.
 
     Raises:
-        KeyError, ValueError, RuntimeError, ImportError: the model cannot be run like this.
+        KeyError, ValueError, RuntimeError, ImportError: the model cannot be run like this, or not with the
+            same bits for a text in every batch (`require_same_bits`).
     """
     import safetensors.torch
     import torch
@@ -99,7 +104,30 @@ def load_backend(
         if device == "cpu":
             torch.set_num_threads(1)  # of this thread: streams, not operators, share the cores
 
+    require_same_bits(name, forward, [encode(text) for text in _PROBES], enter)
     return Backend(name, device, int(config["hidden_size"]), forward, chunk_tokens, enter, identity)
+
+
+def require_same_bits(
+    name: str, forward: Forward, windows: Sequence[Window], enter: Callable[[], Any]
+) -> None:
+    """Refuse a backend that on this machine gives a window other bits in company than alone.
+
+    Raises:
+        RuntimeError: it does; another backend is named.
+    """
+    with ThreadPoolExecutor(1, initializer=enter) as stream:
+        alone = list(stream.map(lambda window: forward([window])[0], windows))
+        for company in (windows, windows[::-1], windows[1:]):
+            together = stream.submit(forward, company).result()
+            if not all(
+                np.array_equal(alone[windows.index(w)], sums)
+                for w, sums in zip(company, together, strict=True)
+            ):
+                raise RuntimeError(
+                    f"on this machine {name} gives a text other bits in another batch; set "
+                    "embedding_backend = 'float32', and report the processor"
+                )
 
 
 def resolve_device(device: str) -> str:

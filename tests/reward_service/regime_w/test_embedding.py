@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regime_w.backends import best_backend
+from regime_w.backends import best_backend, require_same_bits
 from regime_w.caches import CachedEmbedder
 from regime_w.embedding import TransformerEmbedder, Vectors, split_windows
 from regime_w.model_files import MODEL_FILES, EmbeddingUnavailable
+from regime_w.packed import PlainLinear
 from regime_w.scoring import path_agreement
 
 TEXTS = [
@@ -102,6 +104,41 @@ def test_a_packed_vector_has_the_same_bits_alone_and_in_any_batch(
 
 
 @pytest.mark.slow
+def test_a_backend_whose_bits_depend_on_the_batch_is_refused() -> None:
+    def forward(windows: Sequence[Sequence[int]]) -> list[Any]:
+        """As sums of products would be that a library orders by the number of rows."""
+        size = sum(map(len, windows))
+        return [np.array([sum(window) + size * 1e-12]) for window in windows]
+
+    windows = [[1, 2, 3], [4, 5], [6]]
+    with pytest.raises(RuntimeError, match="other bits in another batch; set embedding_backend = 'float32'"):
+        require_same_bits("packed-bf16", forward, windows, lambda: None)
+    require_same_bits("exact", lambda ws: [np.array([sum(w)]) for w in ws], windows, lambda: None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_product_is_always_of_the_same_number_of_rows(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = set()
+    product = torch.addmm
+
+    def seen(bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, **rest: Any) -> torch.Tensor:
+        shapes.add(tuple(x.shape))
+        return product(bias, x, weight, **rest)
+
+    monkeypatch.setattr(torch, "addmm", seen)
+    torch.manual_seed(0)
+    weight, bias, rows = torch.randn(48, 32), torch.randn(48), torch.randn(700, 32)
+    layer = PlainLinear(weight, bias, dtype)
+    for count in (1, 255, 256, 257, 700):
+        tolerance = 1e-5 if dtype is torch.float32 else 0.15  # 2^-8 of sums of up to about 20
+        torch.testing.assert_close(
+            layer(rows[:count]).float(), rows[:count] @ weight.T + bias, atol=tolerance, rtol=tolerance
+        )
+    assert shapes == {(PlainLinear.ROWS, 32)}
+
+
 @pytest.mark.parametrize("embedder", ["float32_embedder", "fixed_embedder"])
 def test_a_vector_has_the_same_bits_alone_and_in_any_batch(
     embedder: str, request: pytest.FixtureRequest

@@ -38,6 +38,9 @@ def test_a_short_fuzz_finds_nothing(script: str, arguments: list[str], needs: st
     ("name", "count", "least"),
     [
         ("fuzz_openapi", "cases", 1_000),
+        ("fuzz_requests", "requests", 1_000_000),
+        ("fuzz_hypothesis", "cases", 50_000),
+        ("fuzz_parser", "cpu_minutes", 30),
     ],
 )
 def test_the_long_run_that_is_kept_was_long_and_found_nothing(name: str, count: str, least: int) -> None:
