@@ -1,6 +1,6 @@
 """Training questions with new numbers, and the answers to them, from GSM8K's worked solutions.
 
-    python benchmarks/gpu/renumber.py --solutions train.jsonl --input gsm8k_train.jsonl --output renumbered.jsonl
+    python benchmarks/gpu/renumber.py --solutions train.jsonl --input gsm8k_train.jsonl --output new.jsonl
 
 A solution's steps between `<<` and `>>` are a program: each operand is a number of the question, the result
 of an earlier step, or a constant. Where that reading is the only one, and the program gives the recorded
