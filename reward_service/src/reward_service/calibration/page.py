@@ -38,11 +38,11 @@ def render(report: dict[str, Any]) -> str:
         _weights(report),
     ]
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<!doctype html><html lang="en"><head><title>Calibration</title><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>Calibration</title><style>{_CSS}</style></head>"
+        f"<style>{_CSS}</style></head>"
         f"<body><main>{''.join(sections)}</main></body></html>"
     )
 
