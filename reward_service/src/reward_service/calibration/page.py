@@ -38,10 +38,10 @@ def render(report: dict[str, Any]) -> str:
         _weights(report),
     ]
     return (
-        '<!doctype html><html lang="en"><head><title>Calibration</title><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Calibration</title>'
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{_CSS}</style></head>"
         f"<body><main>{''.join(sections)}</main></body></html>"
     )
