@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 from pydantic import BaseModel, Field, ValidationError
@@ -100,13 +100,7 @@ class Generator:
         self._attempts = attempts
         self._clock = clock
         self._places = asyncio.Semaphore(concurrency)
-        self._http = httpx.AsyncClient(
-            base_url=url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
-            transport=transport,
-            trust_env=False,
-        )
+        self._http = httpx.AsyncClient(**connection(url, key, concurrency), transport=transport)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -126,7 +120,7 @@ class Generator:
             async with asyncio.timeout(max(0.0, deadline - self._clock())), self._places:
                 for attempt in range(self._attempts):
                     if attempt:
-                        await asyncio.sleep(random.uniform(0.5, 1.0) * _FIRST_WAIT_S * 2**attempt)
+                        await asyncio.sleep(wait_before(attempt, _FIRST_WAIT_S))
                     reply = await self._attempt(path, body)
                     if reply is not None:
                         text = withhold_echo(clean_text(_text_of(reply)), spec, question)
@@ -186,6 +180,21 @@ class Generator:
         except ValidationError:
             logger.warning("the generator's reply cannot be read")
             return None
+
+
+def connection(url: str, key: str | None, concurrency: int) -> dict[str, Any]:
+    """What an HTTP client of a server at `url` is made with: its `key`, and no proxy of the environment."""
+    return {
+        "base_url": url,
+        "headers": {"Authorization": f"Bearer {key}"} if key else {},
+        "limits": httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+        "trust_env": False,
+    }
+
+
+def wait_before(attempt: int, first_s: float) -> float:
+    """Seconds to wait before the attempt of that number, the second being 1."""
+    return random.uniform(0.5, 1.0) * first_s * 2.0**attempt
 
 
 def may_do_better(status: int) -> bool:

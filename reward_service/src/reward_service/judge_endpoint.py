@@ -7,7 +7,6 @@ settings allow. Nothing of a prompt or a reply is logged, and no redirect or pro
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -19,7 +18,14 @@ from pydantic import ValidationError
 from regime_w.judges import JudgeError
 from regime_w.llm_judge import Prompt
 from reward_service.errors import StartError
-from reward_service.generator import MOST_REPLY_BYTES, Completion, may_do_better, read_key
+from reward_service.generator import (
+    MOST_REPLY_BYTES,
+    Completion,
+    connection,
+    may_do_better,
+    read_key,
+    wait_before,
+)
 from reward_service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -58,13 +64,7 @@ class JudgeEndpoint:
         self._attempts = attempts
         self._sleep = sleep
         self._pool = ThreadPoolExecutor(concurrency, "judge")
-        self._http = httpx.Client(
-            base_url=url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
-            timeout=timeout_s,
-            trust_env=False,
-        )
+        self._http = httpx.Client(**connection(url, key, concurrency), timeout=timeout_s)
 
     def close(self) -> None:
         """End the threads and close the connections."""
@@ -105,7 +105,7 @@ class JudgeEndpoint:
         }
         for attempt in range(self._attempts):
             if attempt:
-                self._sleep(random.uniform(0.5, 1.0) * _FIRST_WAIT_S * 2**attempt)
+                self._sleep(wait_before(attempt, _FIRST_WAIT_S))
             reply = self._attempt(body)
             if reply is not None:
                 return reply
