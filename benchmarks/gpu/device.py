@@ -1,8 +1,12 @@
-"""What a benchmark writes down of the machine: the device, versions, and the card's memory as all use it."""
+"""What a benchmark writes down of the machine: the device, versions, and the card's memory as all use it.
+
+Of several cards, those in CUDA_VISIBLE_DEVICES count.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 import threading
@@ -28,6 +32,8 @@ def versions() -> dict[str, str]:
 
 def _smi(query: str) -> list[str]:
     command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        command += ["--id", visible]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()
     except (OSError, subprocess.CalledProcessError):
