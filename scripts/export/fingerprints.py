@@ -11,6 +11,8 @@ different words are no fingerprints.
 from __future__ import annotations
 
 import ast
+import base64
+import codecs
 import re
 import tomllib
 from collections import Counter
@@ -19,14 +21,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unwrap import constant_text
+from shown import constant_text
 
 SHINGLE = 20
 SHORTEST = 10
 DISTINCT = 7  # different words that a shingle must have
 _WORD = re.compile(r"\w+")
-_NUMBER = re.compile(r"(?<![\w.])(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w])")
+_NUMBER = re.compile(
+    r"(?<![\w.])(?:(0[xX][0-9a-fA-F_]+)|((?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)[ ]?(%?))(?!\w)"
+)
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{9,}")
+_HYPHENATED = re.compile(r"[a-z]+(?:-[a-z0-9]+)+")
+_CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
 class Shingle(NamedTuple):
@@ -51,6 +57,7 @@ class Fingerprints:
     """What to look for. `shingles` maps the hash of a shingle's first words to its length and its hash."""
 
     names: re.Pattern[str]
+    disguised: tuple[str, ...] = ()
     identifiers: frozenset[str] = frozenset()
     numbers: frozenset[float] = frozenset()
     groups: tuple[NumberGroup, ...] = ()
@@ -81,6 +88,7 @@ class Fingerprints:
         trees = [ast.parse(file.read_text(encoding="utf-8")) for file in vocabulary]
         return cls(
             names=re.compile("|".join(config["names"]), re.IGNORECASE),
+            disguised=tuple(d for name in config["disguised"] for d in disguises(name)),
             identifiers=frozenset(name for tree in trees for name in _own_identifiers(tree))
             - set(config["shared_identifiers"]),
             numbers=frozenset(value for tree in trees for value in _unusual_numbers(tree))
@@ -95,10 +103,16 @@ class Fingerprints:
     def hits(self, text: str) -> Iterator[tuple[int, str, str]]:
         """(line, gate, what) of everything private in `text`."""
         lines = text.split("\n")
+        lowered = text.lower()
+        hidden = [name for name in self.disguised if name in lowered]
+        named = self.names.search(text) is not None  # most texts have none: rows are asked only then
         for number, row in enumerate(lines, start=1):
-            if match := self.names.search(row):
+            if named and (match := self.names.search(row)):
                 yield number, "names", f"has {match[0]!r}"
-            for word in set(_IDENTIFIER.findall(row)) & self.identifiers:
+            for name in hidden:
+                if name in row.lower():
+                    yield number, "names", f"has {name!r}, a private name in disguise"
+            for word in _identifiers_in(row) & self.identifiers:
                 yield number, "identifiers", f"has the private identifier {word}"
         yield from self._number_hits(lines)
         yield from self._shingle_hits(text)
@@ -137,8 +151,32 @@ class Fingerprints:
 
 
 def numbers_in(row: str) -> list[float]:
-    """The numbers written in one line, without their signs."""
-    return [float(token.replace("_", "")) for token in _NUMBER.findall(row)]
+    """The numbers written in one line, without their signs; a percentage is also the share that it means."""
+    found = []
+    for hexadecimal, decimal, percent in _NUMBER.findall(row):
+        found.append(float(int(hexadecimal, 16) if hexadecimal else decimal.replace("_", "")))
+        if percent:
+            found.append(found[-1] / 100)
+    return found
+
+
+def disguises(name: str) -> Iterator[str]:
+    """`name` backwards, turned by 13 letters, in hex, and in base64 at its three places, in small letters."""
+    yield name[::-1].lower()
+    yield codecs.encode(name, "rot13").lower()
+    yield name.encode().hex()
+    for before in range(3):
+        letters = base64.b64encode(b"\0" * before + name.encode()).decode()
+        first, last = (0, 2, 3)[before], (len(name) + before) * 8 // 6  # what depends on no neighbour
+        yield letters[first:last].lower()
+
+
+def _identifiers_in(row: str) -> set[str]:
+    """The words of one line that may be identifiers; with hyphens or capitals between their parts, too."""
+    words = set(_IDENTIFIER.findall(row))
+    others = {word.replace("-", "_") for word in _HYPHENATED.findall(row)}
+    others |= {_CAPITAL.sub("_", word).lower() for word in words if word[0].islower()}
+    return words | others
 
 
 def _files(root: Path, globs: Iterable[str]) -> list[Path]:

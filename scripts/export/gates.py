@@ -11,8 +11,9 @@
 | unreadable | content that no gate can read |
 | history | more than one commit, a commit that nothing refers to, a tree that is not the manifest |
 
-All but the first two look at every text that a file carries (`unwrap.py`): inside archives, byte code,
-notebooks, base64, hex and escapes; and at every object, reference and message of a git repository.
+All but the first two look at every text that a file carries (`unwrap.py`): inside archives, byte code and
+notebooks, spelled in base64, hex and other alphabets (`spelled.py`), as a terminal, a browser or the program
+shows it (`shown.py`); and at every object, reference and message of a git repository.
 """
 
 from __future__ import annotations
