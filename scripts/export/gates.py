@@ -1,6 +1,9 @@
 """The gates that a public artifact passes before it leaves: each reports file, line and what it found.
 
-    python scripts/export/gates.py PATH...    # folders, git repositories, wheels, sdists, any other file
+    python scripts/export/gates.py [--clone] PATH...    # folders, git repositories, wheels, sdists, files
+
+`--clone`: the repositories are clones of what was published, to which others may have added commits; every
+commit is searched, and having more than one is no finding.
 
 | gate | finds |
 |---|---|
@@ -104,8 +107,10 @@ class Gates:
             self._clean.add(key)
         return found + list(dict.fromkeys(inner))
 
-    def repository(self, folder: Path, manifest: Set[str] | None = None) -> list[Finding]:
-        """Findings in everything that `folder/.git` holds, reachable or not."""
+    def repository(
+        self, folder: Path, manifest: Set[str] | None = None, *, fresh: bool = True
+    ) -> list[Finding]:
+        """Findings in everything that `folder/.git` holds, reachable or not; a `fresh` one has one commit."""
         found: list[Finding] = []
         commits = 0
         for kind, name, data in _objects(folder):
@@ -116,7 +121,7 @@ class Gates:
                 continue
             commits += kind == "commit"
             found += self.content(data, label)
-        if commits > 1:
+        if fresh and commits > 1:
             found.append(Finding(".git", 1, "history", f"holds {commits} commits; a fresh history has one"))
         reachable = set(_git(folder, "rev-list", "--all", "--objects", "--no-object-names").split())
         for kind, name, _ in _objects(folder):
@@ -129,14 +134,12 @@ class Gates:
             found += [f._replace(path=f"HEAD:{f.path}") for f in equality(filter(None, committed), manifest)]
         for path in sorted((folder / ".git").rglob("*")):
             inside = path.relative_to(folder / ".git")
-            if path.is_file() and inside.parts[0] not in ("objects", "index", "hooks"):
-                found += self.content(path.read_bytes(), f".git/{inside.as_posix()}")
-            elif path.is_file() and inside.parts[0] == "hooks":
-                found.append(
-                    Finding(
-                        f".git/{inside.as_posix()}", 1, "history", "is a hook; a fresh repository has none"
-                    )
-                )
+            if path.is_file() and inside.parts[0] not in ("objects", "index"):
+                name = f".git/{inside.as_posix()}"
+                found += self.content(path.read_bytes(), name)
+                # Git puts samples beside a clone's hooks, which it never runs.
+                if inside.parts[0] == "hooks" and inside.suffix != ".sample":
+                    found.append(Finding(name, 1, "history", "is a hook; a fresh repository has none"))
         return found
 
     def distribution(self, file: Path, manifest: Set[str] | None = None) -> list[Finding]:
@@ -213,6 +216,8 @@ def _objects(folder: Path) -> Iterator[tuple[str, str, bytes]]:
 
 def main(arguments: list[str]) -> int:
     """Check each path; 1 if anything was found, 2 if nothing was named."""
+    fresh = "--clone" not in arguments
+    arguments = [argument for argument in arguments if argument != "--clone"]
     if not arguments:
         print("error: name the folders, repositories or files to check", file=sys.stderr)
         return 2
@@ -224,7 +229,7 @@ def main(arguments: list[str]) -> int:
             return 2
         if path.is_dir():
             found += gates.tree(path)
-            found += gates.repository(path) if (path / ".git").is_dir() else []
+            found += gates.repository(path, fresh=fresh) if (path / ".git").is_dir() else []
         else:
             found += gates.distribution(path)
     for finding in found:

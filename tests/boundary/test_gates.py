@@ -166,6 +166,21 @@ def test_a_leak_in_the_repository_is_found(
     assert gate in {finding.gate for finding in gates.repository(tmp_path / "out", names)}
 
 
+def test_a_clone_may_have_more_commits_and_the_samples_of_its_hooks(
+    source: Path, tmp_path: Path, fingerprints: Fingerprints
+) -> None:
+    export(source, tmp_path / "out", fingerprints)
+    git(tmp_path, "clone", "-q", str(tmp_path / "out"), str(tmp_path / "clone"))
+    (tmp_path / "clone/.git/hooks").mkdir(exist_ok=True)
+    (tmp_path / "clone/.git/hooks/pre-push.sample").write_text("true\n")
+    git(tmp_path / "clone", "commit", "--allow-empty", "-m", "harmless")
+    gates = Gates(fingerprints)
+    assert gates.repository(tmp_path / "clone", fresh=False) == []
+    assert {finding.gate for finding in gates.repository(tmp_path / "clone")} == {"history"}
+    removed_again(tmp_path / "clone")
+    assert "shingles" in {f.gate for f in gates.repository(tmp_path / "clone", fresh=False)}
+
+
 # The manifest
 
 

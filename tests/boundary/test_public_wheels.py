@@ -1,5 +1,6 @@
 """The three public wheels install and import alone, and bring nothing private with them."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheels")]
 
 
 def run(*command: object, cwd: Path) -> str:
-    done = subprocess.run(
-        [str(word) for word in command], cwd=cwd, capture_output=True, text=True, check=False
-    )
+    # The environment's own packages are judged, not those that this process was told to look for.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

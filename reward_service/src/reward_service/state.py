@@ -37,6 +37,7 @@ from reward_service.settlement import (
 __all__ = ["STATE_FILE", "Claim", "Kept", "Outcome", "Settlement", "State", "StateUnavailable", "StoreKey"]
 
 STATE_FILE = "state.sqlite"
+_CREATION = 0x6C6F6F706572  # names the advisory lock; any number that no one else takes
 _AFTER_PRUNING = 0.9  # of a bound that was passed, so that not every commit has to prune
 
 
@@ -61,7 +62,7 @@ class State:
         try:
             self._engine = _connect(home, url)
             self._say = Statements(self._engine.dialect.name, ttl_s)
-            tables.create_all(self._engine)
+            _create_tables(self._engine)
             self._rows, self._bytes = 0, 0
             self._alone = url is None
             self._keys: set[StoreKey] = set()
@@ -161,6 +162,14 @@ class State:
                 yield connection
         except SQLAlchemyError as error:
             raise StateUnavailable(type(error).__name__) from None
+
+
+def _create_tables(engine: sa.Engine) -> None:
+    """Make the tables that are missing; of replicas that start at once on an empty database, one does."""
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":  # whose IF NOT EXISTS fails in the second of two at once
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION)))
+        tables.create_all(connection)
 
 
 def _connect(home: Path, url: str | None) -> sa.Engine:

@@ -86,6 +86,24 @@ def test_a_repeated_claim_is_charged_once_and_gets_the_first_bytes(state: State)
     assert state.used("acc") == 3
 
 
+@pytest.mark.parametrize("open_state", ["postgresql"], indirect=True)
+def test_replicas_that_start_together_on_an_empty_database_all_start(open_state: Open) -> None:
+    together, several = threading.Barrier(6), []
+
+    def start() -> None:
+        together.wait(timeout=30)
+        several.append(open_state())
+
+    threads = [threading.Thread(target=start) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    for state in several:
+        state.close()
+    assert len(several) == len(threads)
+
+
 def test_two_replicas_that_race_charge_once(open_state: Open) -> None:
     with closing(open_state()) as one, closing(open_state()) as two:
         assert two.find(StoreKey("acc", "a")) is None
