@@ -30,6 +30,9 @@ from shapes import SHAPES, problems, write_model
 
 from looper_schemas.prompt import format_prompt
 
+# What is printed when the card is full: by torch's allocator, and by a library that asks the driver itself.
+NO_MEMORY = ("OutOfMemoryError", "CUBLAS_STATUS_ALLOC_FAILED")
+
 
 def options_from_command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -42,6 +45,7 @@ def options_from_command_line() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--micro-batch", type=int, default=8, help="rows of TRL's passes")
     parser.add_argument("--rollout-batch", type=int, default=64, help="rows that TRL generates together")
+    parser.add_argument("--trl-rows", type=int, help="completions a step that TRL is tried with first")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--work", type=Path, help="folder for weights; default: a temporary one")
@@ -120,7 +124,7 @@ def run_trl(options: argparse.Namespace, model: Path, rows: int) -> dict[str, An
 
 def trl_side(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """TRL with the largest batch that fits."""
-    rows = options.questions * options.samples
+    rows = options.trl_rows or options.questions * options.samples
     result_file = work / "trl.json"
     environment = dict(os.environ)
     if options.trl is not None:
@@ -138,7 +142,7 @@ def trl_side(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         sys.stderr.write(outcome.stderr[-3000:])
         if outcome.returncode == 0:
             return json.loads(result_file.read_text()) | {"card_peak_gib": card.peak_gib}
-        if "OutOfMemoryError" not in outcome.stderr:
+        if not any(sign in outcome.stderr for sign in NO_MEMORY):
             sys.exit("error: TRL failed; see above")
         print(f"TRL: out of memory with {rows} completions a step", file=sys.stderr)
         rows //= 2
