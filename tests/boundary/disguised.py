@@ -184,5 +184,9 @@ DISGUISED = [
     Planted(
         "a second stream of gzip", "shingles", FIXTURE, gzip.compress(b"a\n") + gzip.compress(AUTH.encode())
     ),
+    # names inside longer ones
+    Planted("the private wheel's file name", "names", LOCK, "x @ file:looper_reward_service-0.1.0-py3.whl\n"),
+    Planted("the service's variable", "names", NOTES, "export REWARD_SERVICE_HOME=here\n"),
+    Planted("the service's name as a class", "names", BENCH, "class RewardService: ...\n"),
     Planted("a private package's extra index", "names", LOCK, "--extra-index-url https://x/reward%2Dservice/\n"),
 ]  # fmt: skip

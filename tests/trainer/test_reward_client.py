@@ -264,7 +264,7 @@ def test_a_key_that_may_not_see_components_is_never_downgraded() -> None:
     assert result.correct_flags is None
 
 
-def test_an_address_without_a_reward_service_is_refused(server: FakeRewardServer) -> None:
+def test_an_address_where_nobody_scores_is_refused(server: FakeRewardServer) -> None:
     client = RewardClient(server.url + "/elsewhere", server.key, run_id="r")
     with client, pytest.raises(RewardRejected, match="404 not_found: there is no reward service"):
         client.info()
