@@ -88,9 +88,6 @@ def main() -> int:
             (home / "settings.toml").write_text(
                 f'generator_url = "http://127.0.0.1:{ports[0]}"\nmetrics_port = {ports[2]}\n'
                 "generator_concurrency = 8\n"
-                # Eight arms of 16 tokens took 21 s on busy cores, so 96 tokens take more than the default of
-                # 120 s an attempt: every attempt would be given up and begun anew.
-                "generator_timeout_s = 500.0\n"
             )
             service = Server(
                 "service",

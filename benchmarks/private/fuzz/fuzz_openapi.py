@@ -3,7 +3,8 @@
     python benchmarks/private/fuzz/fuzz_openapi.py --examples 2000 --keep
 
 All of its phases and checks: no server error; status codes, content types and bodies as documented,
-where errors are constants; bad data refused, good data accepted; no access without a key.
+where errors are constants; bad data refused, good data accepted; no access without a key. Behind
+/v1/arms/rollout is a generator over HTTP that answers every prompt alike.
 The last long run is kept in benchmarks/results/private/fuzz_openapi.json.
 """
 
@@ -21,7 +22,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(ROOT / "tests/reward_service/service"))
 from kept import keep, stamp  # noqa: E402
+from openai_server import TinyGenerator  # noqa: E402
 
 from reward_service import auth  # noqa: E402
 from reward_service.auth import Scope  # noqa: E402
@@ -90,18 +93,29 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the result as the last one")
     options = parser.parse_args()
     stamped = stamp()
-    with tempfile.TemporaryDirectory() as name:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        TinyGenerator(lambda body: "3 + 5 = 8\n#### 8") as generator,
+    ):
         folder = Path(name)
         home = folder / "home"
         prepare_home(home)
-        key = auth.create_key(home, "fuzz", [Scope.SCORE_REWARD, Scope.SCORE_COMPONENTS])
-        (folder / "openapi.json").write_text(json.dumps(document(Settings(home=home))))
+        scopes = [Scope.SCORE_REWARD, Scope.SCORE_COMPONENTS, Scope.ARMS_ROLLOUT]
+        key = auth.create_key(home, "fuzz", scopes)
+        described = document(Settings(home=home, generator_url=generator.url))
+        (folder / "openapi.json").write_text(json.dumps(described))
         (folder / "schemathesis.toml").write_text(_CONFIG.format(key=key))
         (folder / "hooks.py").write_text(_HOOKS)
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         service = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests/faults/stub_service.py"), str(home), str(port)],
+            [
+                sys.executable,
+                str(ROOT / "tests/faults/stub_service.py"),
+                str(home),
+                str(port),
+                json.dumps({"generator_url": generator.url}),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -128,6 +142,10 @@ def main() -> int:
         "schemathesis": version("schemathesis"),
         "seed": options.seed,
         "cases": int(cases[1].replace(",", "")),
+        "operations": [
+            f"{method} {path}" for path, methods in described["paths"].items() for method in methods
+        ],
+        "arms_prompted": len(generator.requests),
         "failures": 0,
     }
     if options.keep:

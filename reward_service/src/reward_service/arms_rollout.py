@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+import httpx
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -30,8 +31,8 @@ _SCORING_SHARE = 0.15  # of the time of a request that is kept for scoring
 _MARKS = (arms.COUNTERFACTUAL_OPEN, arms.COUNTERFACTUAL_CLOSE)
 
 
-def make_generator(settings: Settings) -> Generator | None:
-    """The generator of the settings, if they name one.
+def make_generator(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> Generator | None:
+    """The generator of the settings, if they name one; a `transport` stands in for the network.
 
     Raises:
         StartError: its key cannot be read.
@@ -46,6 +47,7 @@ def make_generator(settings: Settings) -> Generator | None:
         concurrency=settings.generator_concurrency,
         timeout_s=settings.generator_timeout_s,
         attempts=settings.generator_attempts,
+        transport=transport,
     )
 
 

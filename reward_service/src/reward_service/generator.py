@@ -31,6 +31,7 @@ ECHO_WORDS = 6  # as many words in a row of a prompt, not of the question, are a
 _WORD = re.compile(r"\w+")
 _MARK = re.compile(r"(?=\w*[0-9])(?=\w*[^\W\d_])\w{8,}")
 _FIRST_WAIT_S = 0.5
+CONNECT_S = 10.0  # to be connected to a server that is there
 MOST_REPLY_BYTES = 2**24  # of a server's reply
 
 
@@ -77,7 +78,8 @@ class Generator:
         model: its name there; also what a reply calls the generator.
         chat: /v1/chat/completions with a system and a user message; else /v1/completions with both texts.
         key: bearer key of the server, if it wants one.
-        timeout_s: of one attempt.
+        timeout_s: of one attempt; None: all that the question's deadline leaves. A reply comes whole, so this
+            bounds a whole generation; a server that cannot be reached is given up sooner (CONNECT_S).
         attempts: how often a request is made at most.
     """
 
@@ -89,14 +91,14 @@ class Generator:
         chat: bool = True,
         key: str | None = None,
         concurrency: int = 64,
-        timeout_s: float = 120.0,
+        timeout_s: float | None = None,
         attempts: int = 3,
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
         self._chat = chat
-        self._timeout_s = timeout_s
+        self._timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s or CONNECT_S))
         self._attempts = attempts
         self._clock = clock
         self._places = asyncio.Semaphore(concurrency)
@@ -160,7 +162,7 @@ class Generator:
         """
         try:
             content = bytearray()
-            async with self._http.stream("POST", path, json=body, timeout=self._timeout_s) as response:
+            async with self._http.stream("POST", path, json=body, timeout=self._timeout) as response:
                 status = response.status_code
                 if status == 200:
                     async for chunk in response.aiter_bytes():

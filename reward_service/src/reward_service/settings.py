@@ -75,7 +75,7 @@ class Settings(BaseModel):
     generator_chat: bool = True  # False: for a checkpoint without a chat template
     generator_key_file: Path | None = None
     generator_concurrency: Annotated[int, Field(ge=1, le=1024)] = 64
-    generator_timeout_s: Seconds = 120.0
+    generator_timeout_s: Seconds | None = None  # of one attempt; None: what the request's deadline leaves
     generator_attempts: Annotated[int, Field(ge=1, le=10)] = 3
 
     # The server behind scorer.judge = "llm": base address without /v1. Its model is scorer.judge_model.

@@ -26,8 +26,9 @@ from regime_w import arms
 from regime_w.scorer import Scorer
 from reward_service import auth
 from reward_service.app import create_app
+from reward_service.arms_rollout import make_generator
 from reward_service.auth import Scope
-from reward_service.generator import WITHHELD, Generator, arm_seed, withhold_echo
+from reward_service.generator import CONNECT_S, WITHHELD, Generator, arm_seed, withhold_echo
 from reward_service.serve import server_config
 from reward_service.settings import Settings
 
@@ -322,3 +323,29 @@ async def test_a_checkpoint_without_a_chat_template_is_asked_for_a_completion() 
     assert asked[0]["path"] == "/v1/completions"
     assert asked[0]["prompt"].startswith(spec.system_prompt)
     assert spec.user_prompt("2 + 6?") in asked[0]["prompt"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("set_to", "connect", "read"), [(None, CONNECT_S, None), (500.0, CONNECT_S, 500.0), (2.0, 2.0, 2.0)]
+)
+async def test_a_slow_generation_is_cut_by_the_deadline_alone_unless_the_settings_say_otherwise(
+    home: Path, set_to: float | None, connect: float, read: float | None
+) -> None:
+    waited: list[dict[str, float | None]] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        waited.append(request.extensions["timeout"])
+        return httpx.Response(200, json={"choices": [{"text": "8", "finish_reason": "stop"}],
+                                         "usage": {"completion_tokens": 1}})  # fmt: skip
+
+    values = {} if set_to is None else {"generator_timeout_s": set_to}
+    generator = make_generator(
+        Settings(home=home, generator_url="http://g", generator_chat=False, **values),
+        httpx.MockTransport(handle),
+    )
+    assert generator is not None
+    spec = arms.build_all_arms()[0]
+    await generator.generate(spec, "2 + 6?", seed=0, max_tokens=9, deadline=time.monotonic() + 5)
+    await generator.close()
+    assert [(w["connect"], w["read"], w["write"]) for w in waited] == [(connect, read, read)]
