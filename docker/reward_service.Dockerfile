@@ -24,7 +24,7 @@ COPY shared_schemas/src /src/shared_schemas/src
 COPY reward_service/pyproject.toml reward_service/README.md reward_service/LICENSE /src/reward_service/
 COPY reward_service/src /src/reward_service/src
 RUN /opt/looper/bin/pip install --no-cache-dir --constraint /src/constraints.txt \
-        /src/shared_schemas '/src/reward_service[offline,postgresql]' \
+        /src/shared_schemas '/src/reward_service[offline,fast,postgresql]' \
     && /opt/looper/bin/pip uninstall --yes pip setuptools \
     && find /opt/looper -name __pycache__ -prune -exec rm -rf {} + \
     && install --directory --owner 65532 --group 65532 --mode 0700 /state /state/reward

@@ -38,7 +38,7 @@ def main() -> int:
     texts = [split_final_answer(arm["text"])[0] for row in rows for arm in row["arms"]]
     result: dict[str, object] = {"note": stamp(), "questions": len(rows)}
     exact = None
-    for backend in ("float32", "packed-float32", "packed-bf16", "packed-int8"):
+    for backend in ("float32", "packed-float32", "packed-bf16", "packed-int16", "packed-int8"):
         embedder = TransformerEmbedder(MODEL, backend=backend, device="cpu")
         vectors = embedder.embed(texts)
         s_path = np.array([path_agreement(vectors[i : i + 4]).value for i in range(0, len(texts), 4)])

@@ -117,13 +117,15 @@ class PackedBert:
         parts = torch.split(self._encode(windows, lengths), lengths)
         return [part.double().sum(dim=0).numpy() for part in parts]
 
-    def _encode(self, chunk: Sequence[Window], lengths: list[int]) -> torch.Tensor:
+    def _embed(self, chunk: Sequence[Window], lengths: list[int]) -> torch.Tensor:
+        """The vectors (T, d) that the first layer sees."""
         ids_T = torch.tensor([token for window in chunk for token in window])
         positions_T = torch.cat([torch.arange(n) for n in lengths])
         # The library adds in this order.
-        hidden_TD = self._layer_norm(
-            (self._words[ids_T] + self._type) + self._positions[positions_T], self._norm
-        )
+        return self._layer_norm((self._words[ids_T] + self._type) + self._positions[positions_T], self._norm)
+
+    def _encode(self, chunk: Sequence[Window], lengths: list[int]) -> torch.Tensor:
+        hidden_TD = self._embed(chunk, lengths)
         for layer in self._layers:
             context_TD = self._attend(layer.qkv(hidden_TD), lengths)
             hidden_TD = self._layer_norm(layer.attended(context_TD) + hidden_TD, layer.attended_norm)

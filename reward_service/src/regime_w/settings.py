@@ -89,7 +89,13 @@ class RegimeWSettings(Frozen):
     judge_cache_entries: Annotated[int, Field(ge=0)] = 65_536
     embedding_model: Annotated[str, Field(min_length=1)] = "sentence-transformers/all-MiniLM-L6-v2"
     embedding_backend: Literal[
-        "auto", "float32", "packed-float32", "packed-bf16", "packed-int8", "fixed-float32"
+        "auto",
+        "float32",
+        "packed-float32",
+        "packed-bf16",
+        "packed-int16",
+        "packed-int8",
+        "fixed-float32",
     ] = "auto"
     embedding_device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
     embedding_streams: Annotated[int, Field(ge=1, le=256)] | None = None

@@ -19,8 +19,10 @@ def float32_embedder() -> TransformerEmbedder:
     return TransformerEmbedder(MODEL, backend="float32", device="cpu", streams=1)
 
 
-@pytest.fixture(scope="session", params=["packed-float32", "packed-bf16", "packed-int8"])
+@pytest.fixture(scope="session", params=["packed-float32", "packed-bf16", "packed-int16", "packed-int8"])
 def packed_embedder(request: pytest.FixtureRequest) -> TransformerEmbedder:
+    if "int" in request.param:
+        pytest.importorskip("numba")
     return TransformerEmbedder(MODEL, backend=request.param, device="cpu", streams=2)
 
 

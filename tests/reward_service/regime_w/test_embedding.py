@@ -64,7 +64,7 @@ def test_float32_vectors_are_those_of_sentence_transformers(
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
 
-PATH_ERROR = {"packed-float32": 1e-4, "packed-bf16": 1.5e-3, "packed-int8": 1e-2}  # as backends.py states
+PATH_ERROR = {"packed-float32": 1e-4, "packed-bf16": 1.5e-3, "packed-int16": 1e-4, "packed-int8": 1e-2}
 
 
 @pytest.mark.slow
@@ -194,16 +194,20 @@ def test_a_backend_that_cannot_be_had_is_refused_with_advice(backend: str, devic
         ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, "packed-bf16"),
         ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, "packed-float32"),
         ({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, "packed-bf16"),
+        ({"avx512_bf16": True, "avx512_vnni": True, "cpu_name": "Intel Xeon"}, "packed-int16"),
         ({"avx2": True}, "packed-float32"),
     ],
 )
-def test_auto_takes_bfloat16_only_where_it_is_fast(
+def test_auto_takes_what_is_fast_on_the_processor(
     capabilities: dict[str, Any], backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("regime_w.backends.find_spec", lambda name: True)
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
     assert best_backend("bert", "cpu") == backend
     assert best_backend("xlm-roberta", "cpu") == "float32"
     assert best_backend("bert", "cuda") == "fixed-float32"
+    monkeypatch.setattr("regime_w.backends.find_spec", lambda name: None)
+    assert best_backend("bert", "cpu") == backend.replace("int16", "float32")  # without numba
 
 
 @pytest.mark.slow
