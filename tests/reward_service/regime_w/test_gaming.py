@@ -18,6 +18,7 @@ import pytest
 from looper_schemas.scoring import Arm, Question, RewardMode, ScoredQuestion
 from regime_w.caches import CachedEmbedder
 from regime_w.embedding import TransformerEmbedder
+from regime_w.judges import Pairs
 from regime_w.scorer import Scorer
 
 pytestmark = pytest.mark.slow
@@ -159,6 +160,26 @@ def test_no_attack_pays_in_arm_gated(scorer: Scorer, attack: Attack) -> None:
     else:
         assert earned <= reward(scorer, mode, attack.others, HONEST_WRONG)
         assert earned == -0.5
+
+
+class Yes:
+    """Calls every pair consistent: no judge can give more."""
+
+    identity, concurrency = "yes", 1
+
+    def judge_pairs(self, question: str, pairs: Pairs, *, fresh: bool = False) -> list[float]:
+        return [1.0] * len(pairs)
+
+
+def test_no_judge_can_make_an_attack_pay_in_arm_gated(scorer: Scorer) -> None:
+    deceived = Scorer(embedder=scorer._embedder, judge=Yes())
+    for attack in ATTACKS:
+        earned = reward(deceived, RewardMode.ARM_GATED, attack.others, attack.text, attack.answer)
+        if attack.right:
+            honest = reward(deceived, RewardMode.ARM_GATED, attack.others, HONEST_RIGHT)
+            assert earned <= honest + (MOST_GAINED if attack.gains else 0.0), attack.name
+        else:
+            assert earned == -0.5, attack.name
 
 
 @pytest.mark.parametrize("attack", [a for a in ATTACKS if not a.right], ids=lambda attack: attack.name)
