@@ -3,7 +3,7 @@
     python benchmarks/private/gaming_judges.py [--model FOLDER --vllm /path/to/venv/bin/python]
 
 The attacks are those of tests/reward_service/regime_w/test_gaming.py. Judges: `equations`; `yes`, which says
-1 of every pair (no judge can give more, so it bounds all of them); `nli` over a tiny cross-encoder with random
+1 of every pair (no judge can give more, so it bounds all of them); `nli` over a tiny cross-encoder of random
 weights (it tests the path and no judgement); `llm` over the model in FOLDER, served by vLLM. A question that
 the judge fails has no reward. Writes benchmarks/results/private/gaming_judges.json and .md; exit code 1 when
 an attack without the right answer earns more in `arm_gated` than the honest wrong answer, or one with it more
