@@ -43,6 +43,12 @@ main(sys.argv[1:])
 """
 
 
+def _faults(log: bytes) -> str:
+    """The first lines of vLLM's log that speak of an error."""
+    lines = log.decode(errors="replace").splitlines()
+    return "\n".join([line[:300] for line in lines if "ERROR" in line or "Error" in line][:40])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -79,7 +85,7 @@ def main() -> int:
             [options.vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", options.model,
              "--served-model-name", "policy", "--host", "127.0.0.1", "--port", str(ports[0]),
              "--max-model-len", "2048", "--dtype", "float32", "--enforce-eager"],
-            ports[0], {**vllm_env, "OMP_NUM_THREADS": "2"},
+            ports[0], {**vllm_env, "OMP_NUM_THREADS": "1"},  # more wait for each other on busy cores
         )  # fmt: skip
         service = None
         try:
@@ -113,6 +119,7 @@ def main() -> int:
             vllm.stop()
         if client.returncode:
             print(client.stderr.decode()[-2000:], file=sys.stderr)
+            print(_faults(vllm.log()), file=sys.stderr)
             return 1
         records = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
         places = {
@@ -139,10 +146,8 @@ def main() -> int:
     (RESULTS / "arms_on_vllm.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(json.dumps(result, indent=1, ensure_ascii=False))
     if 0 in arms:
-        for place in ("service log", "vllm log"):
-            print(
-                f"--- end of the {place}:\n{places[place][-1500:].decode(errors='replace')}", file=sys.stderr
-            )
+        print(f"--- service:\n{places['service log'][-1500:].decode(errors='replace')}", file=sys.stderr)
+        print(f"--- vLLM's errors:\n{_faults(places['vllm log'])}", file=sys.stderr)
     whole = len(records) == options.questions and set(arms) == {8}
     return 0 if whole and not any(found.values()) else 1
 

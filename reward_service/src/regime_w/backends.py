@@ -91,7 +91,7 @@ def load_backend(
         for key, value in safetensors.torch.load(files["model.safetensors"]).items()
         if not key.endswith("position_ids")  # a buffer of older versions
     }
-    identity = (f"torch={torch.__version__}", f"transformers={transformers.__version__}")
+    identity: tuple[str, ...] = (f"torch={torch.__version__}", f"transformers={transformers.__version__}")
     chunk_tokens = _CPU_CHUNK_TOKENS if device == "cpu" else _GPU_CHUNK_TOKENS
     forward: Forward
     if name in _INTEGER:

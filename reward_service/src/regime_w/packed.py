@@ -23,7 +23,7 @@ from regime_w.streams import Sums, Window
 class Linear(Protocol):
     """x (T, k) -> x W^T + b (T, n), float32 or bfloat16; each row by itself."""
 
-    def __call__(self, x_TK: torch.Tensor) -> torch.Tensor: ...
+    def __call__(self, x_TK: torch.Tensor, /) -> torch.Tensor: ...
 
 
 class PlainLinear:
