@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                  "--served-model-name", "judge", "--host", "127.0.0.1", "--port", str(port),
                  "--max-model-len", "4096", "--dtype", "float32", "--enforce-eager"],
                 port, {"PYTHONPATH": "", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
-                       "OMP_NUM_THREADS": "2"},
+                       "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
             endpoint = JudgeEndpoint(
                 f"http://127.0.0.1:{port}", "judge", concurrency=8, timeout_s=300.0, attempts=1
