@@ -314,7 +314,7 @@ def test_the_service_image_answers_for_its_health_and_needs_no_way_out() -> None
     words = dict(instructions("reward_service"))
     assert "/livez" in words["HEALTHCHECK"]
     assert "HF_HUB_OFFLINE=1" in words["ENV"]
-    assert "[offline,postgresql]" in " ".join(
+    assert "[offline,fast,postgresql]" in " ".join(
         rest for word, rest in instructions("reward_service") if word == "RUN"
     )
     assert words["ENTRYPOINT"].startswith('["/opt/looper/bin/python"')
