@@ -97,6 +97,7 @@ def _unpacked(data: bytes, path: str) -> list[tuple[str, bytes | None]] | None:
         tarfile.TarError,
         OSError,
         EOFError,
+        IndexError,
         RuntimeError,
         lzma.LZMAError,
         zlib.error,

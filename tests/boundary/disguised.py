@@ -177,6 +177,7 @@ DISGUISED = [
     Planted("a comment in a tar", "names", FIXTURE, written(noted_tar)),
     Planted("an owner in a tar", "names", FIXTURE, written(owned_tar)),
     Planted("text behind a tar", "unreadable", FIXTURE, written(longer_tar)),
+    Planted("three bytes of gzip", "unreadable", FIXTURE, b"\x1f\x8b\x08"),
     Planted("text behind gzip", "unreadable", FIXTURE, gzip.compress(b"nothing") + COPIES.encode()),
     Planted("text behind bzip2", "unreadable", FIXTURE, bz2.compress(b"nothing") + COPIES.encode()),
     Planted("text behind xz", "unreadable", FIXTURE, lzma.compress(b"nothing") + COPIES.encode()),
