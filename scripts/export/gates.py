@@ -85,9 +85,10 @@ class Gates:
 
     def content(self, data: bytes, path: str) -> list[Finding]:
         """Findings in one file: its name, its text, and what is wrapped in it."""
-        key = (PurePosixPath(path).suffix, data)
+        suffix = PurePosixPath(path).suffix
         found = [Finding(path, 1, gate, f"its name {what}") for _, gate, what in self.fingerprints.hits(path)]
-        if key in self._clean:
+        # Without a suffix, as git's objects are, less is looked for than with any but .pyc.
+        if (suffix, data) in self._clean or (suffix == "" and ("any", data) in self._clean):
             return found
         inner: list[Finding] = []
         for view in views(data, path):
@@ -104,7 +105,7 @@ class Gates:
             if not hits:
                 self._clean_texts.add(view.text)
         if not inner:
-            self._clean.add(key)
+            self._clean |= {(suffix, data)} if suffix == ".pyc" else {(suffix, data), ("any", data)}
         return found + list(dict.fromkeys(inner))
 
     def repository(
