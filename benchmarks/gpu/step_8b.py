@@ -210,7 +210,7 @@ def summary(
     lines = ours["lines"][1:] or ours["lines"]
     parts = {
         name: statistics.median(line["seconds"].get(name, 0.0) for line in lines)
-        for name in ("sample", "hand_over", "logprobs", "score_wait", "update", "sync")
+        for name in ("sample", "hand_over", "logprobs", "score_wait", "record", "update", "sync")
     }
     parts["whole"] = statistics.median(line["step_seconds"] for line in lines)
     completion_tokens = statistics.median(line["tokens"] for line in lines)

@@ -123,7 +123,7 @@ def overlap(options: argparse.Namespace, work: Path, url: str) -> dict[str, Any]
         looper(settings, url)
         lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()][2:]
         seconds = {key: statistics.median(line["seconds"].get(key, 0.0) for line in lines)
-                   for key in ("sample", "logprobs", "update", "score_wait", "sync")}  # fmt: skip
+                   for key in ("sample", "logprobs", "update", "score_wait", "record", "sync")}  # fmt: skip
         seconds["whole"] = statistics.median(line["step_seconds"] for line in lines)
         found[name] = seconds | {"importance_mean": statistics.median(x["importance_mean"] for x in lines)}
     found["ratio"] = found["two_gpus"]["whole"] / found["one_gpu"]["whole"]

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from httpcore._async.connection import AsyncHTTPConnection
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -162,6 +163,25 @@ def test_as_many_questions_are_in_flight_as_connections_and_no_more(fake, stride
     with VLLMSampler("base", quick(fake.url, connections=3)) as sampler:
         check(sampler.sample(PROMPTS, PARAMS, seeds), seeds=seeds)
     assert fake.most_in_flight == 3 * requests
+
+
+def test_more_connections_do_not_make_every_request_dearer(fake, monkeypatch):
+    """httpcore's pool compares each idle connection with each other one, for every request and reply."""
+    compared = 0
+    is_idle = AsyncHTTPConnection.is_idle
+
+    def counted(self: AsyncHTTPConnection) -> bool:
+        nonlocal compared
+        compared += 1
+        return is_idle(self)
+
+    monkeypatch.setattr(AsyncHTTPConnection, "is_idle", counted)
+    prompts = [[10, i] for i in range(192)]
+    seeds = [[1000 * i] for i in range(192)]
+    fake.delay = {10: 1.0}
+    with VLLMSampler("base", quick(fake.url, connections=64)) as sampler:
+        check(sampler.sample(prompts, PARAMS, seeds), prompts=prompts, seeds=seeds)
+    assert compared < 192 * 500
 
 
 def test_closing_the_iterator_early_ends_the_sampling_thread_and_the_requests(fake):

@@ -121,20 +121,23 @@ def learn(
         measured = measure(policy, micro_batches, (mask_BT.shape[0], mask_BT.shape[1]), ranks)
 
     # 2. The scores, recorded before they are judged to be enough.
-    def scored() -> Results:
-        found = _here(samples).scores.results([group.problem.id for group in groups])
+    with watch.part("score_wait"):
+        results = ranks.from_first(
+            lambda: _here(samples).scores.results([group.problem.id for group in groups])
+        )
+
+    def record() -> None:
         made_by = (
             _version(config, _here(samples).version),
             state.scorer_id,
             config.reward_mode,
             config.seeded,
         )
-        log.trajectories(step, [to_record(group, found[group.problem.id], *made_by) for group in groups])
-        _require_scores(found, config)
-        return found
+        log.trajectories(step, [to_record(group, results[group.problem.id], *made_by) for group in groups])
+        _require_scores(results, config)
 
-    with watch.part("score_wait"):
-        results = ranks.from_first(scored)
+    with watch.part("record"):
+        ranks.on_first(record)
 
     # 3. Scores -> token rewards -> advantages and returns.
     scores_B = [reward for group in groups for reward in arm_rewards(group, results[group.problem.id])]

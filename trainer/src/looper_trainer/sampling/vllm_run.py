@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 
@@ -24,6 +25,8 @@ from looper_trainer.sampling.vllm_server import SamplerError, ServerLost, VLLMSe
 
 _ATTEMPTS = 5  # of one request; a server's outage counts once, however long
 _SEEDS = 2**62  # vLLM takes 64-bit signed seeds and adds to them
+# Connections of one client: for every request its pool compares each idle connection with each other one.
+_POOL = 16
 
 
 @dataclass
@@ -107,38 +110,48 @@ class Run:
         each = max(Counter(request.index for request in self._requests).values())
         share = math.ceil(len(self._requests) / len(self._links))
         per_link = min(self._settings.connections * each, share)
-        limits = httpx.Limits(max_connections=per_link * len(self._links), max_keepalive_connections=None)
-        timeout = httpx.Timeout(self._settings.request_timeout_s, connect=10.0)
-        async with httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False) as client:
-            serving = {asyncio.create_task(self._serve(client, link, per_link)) for link in self._links}
-            over = asyncio.create_task(self._until_over())
-            try:
-                while not over.done():
-                    ended, _ = await asyncio.wait({over, *serving}, return_when=asyncio.FIRST_COMPLETED)
-                    # A server is served until it is lost, or something is wrong with the request.
-                    for task in ended - {over}:
-                        serving.discard(task)
-                        error = task.exception()
-                        assert error is not None
-                        if not isinstance(error, ServerLost) or not serving:
-                            raise error
-                        self._say(f"{error}; going on with the others")
-            finally:
-                self._cancelled.set()
-                await _end({over, *serving})
+        tls = ssl.create_default_context()
+        serving = {asyncio.create_task(self._serve(link, per_link, tls)) for link in self._links}
+        over = asyncio.create_task(self._until_over())
+        try:
+            while not over.done():
+                ended, _ = await asyncio.wait({over, *serving}, return_when=asyncio.FIRST_COMPLETED)
+                # A server is served until it is lost, or something is wrong with the request.
+                for task in ended - {over}:
+                    serving.discard(task)
+                    error = task.exception()
+                    assert error is not None
+                    if not isinstance(error, ServerLost) or not serving:
+                        raise error
+                    self._say(f"{error}; going on with the others")
+        finally:
+            self._cancelled.set()
+            await _end({over, *serving})
 
     async def _until_over(self) -> None:
         await self._over.wait()
 
-    async def _serve(self, client: httpx.AsyncClient, link: VLLMLink, connections: int) -> None:
+    async def _serve(self, link: VLLMLink, connections: int, tls: ssl.SSLContext) -> None:
         await asyncio.to_thread(link.prepare, self._adapter, self._cancelled)
         ready = asyncio.Event()  # not while the server is being recovered
         ready.set()
-        workers = {asyncio.create_task(self._worker(client, link, ready)) for _ in range(connections)}
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            await _end(workers)
+        limits = httpx.Limits(max_connections=_POOL, max_keepalive_connections=None)
+        timeout = httpx.Timeout(self._settings.request_timeout_s, connect=10.0)
+        async with AsyncExitStack() as stack:
+            clients = [
+                await stack.enter_async_context(
+                    httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False, verify=tls)
+                )
+                for _ in range(math.ceil(connections / _POOL))
+            ]
+            workers = {
+                asyncio.create_task(self._worker(clients[number // _POOL], link, ready))
+                for number in range(connections)
+            }
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                await _end(workers)
 
     async def _worker(self, client: httpx.AsyncClient, link: VLLMLink, ready: asyncio.Event) -> None:
         while True:
