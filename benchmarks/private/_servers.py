@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "private"
 CREATE_KEY = [sys.executable, "-m", "reward_service.cli", "keys", "create"]
-DATA = Path(os.environ.get("LOOPER_DATA", ROOT.parent / "shared" / "data"))
+DATA = Path(os.environ.get("LOOPER_DATA") or (ROOT.parent / "shared" / "data"))
 
 
 def free_port() -> int:

@@ -48,7 +48,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("LOOPER_DATA", ROOT.parent / "shared" / "data"))
+        "--data", type=Path, default=Path(os.environ.get("LOOPER_DATA") or (ROOT.parent / "shared" / "data"))
     )
     parser.add_argument("--out", type=Path, help="folder of the whole report (default: none is kept)")
     parser.add_argument("--rollouts", type=Path, help="keep the file of rollouts here")

@@ -150,7 +150,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("LOOPER_DATA", ROOT.parent / "shared" / "data"))
+        "--data", type=Path, default=Path(os.environ.get("LOOPER_DATA") or (ROOT.parent / "shared" / "data"))
     )
     parser.add_argument(
         "--out", type=Path, default=ROOT / "benchmarks" / "results" / "private" / "coherence_auroc.json"

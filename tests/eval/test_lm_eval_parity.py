@@ -27,7 +27,7 @@ pytestmark = [
 ]
 ORACLE = Path(__file__).with_name("_lm_eval_oracle.py")
 CASES = Path(__file__).parents[1] / "schemas" / "grader_cases.txt"
-DATA = Path(os.environ.get("LOOPER_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("LOOPER_DATA") or (Path(__file__).resolve().parents[3] / "shared" / "data"))
 ENDINGS = ("\n#### {}", "\n#### ${}.00", " The answer is {}.", " So the answer is ${}.\n")
 RULES = {
     ("gsm8k", "strict-match"): lm_eval_strict,

@@ -54,19 +54,15 @@ class StubScorer:
         )
         s_end = agreeing / (n * (n - 1) / 2) if n > 1 else None
         rewards = [expected_reward(arm.full_text or "") for arm in question.arms]
-        # Without validation, which the service does not rely on: what is measured here is the service.
-        return ScoredQuestion.model_construct(
+        return ScoredQuestion(
             id=question.id,
             reward=sum(rewards) / n if n else 0.0,
             degenerate=False,
-            scores=Scores.model_construct(s_end=s_end, s_path=None, s_cf=None, s_wm=s_end or 0.0),
+            scores=Scores(s_end=s_end, s_path=None, s_cf=None, s_wm=s_end or 0.0),
             correct_flags=tuple(
                 None if question.gold_answer is None else answer == question.gold_answer for answer in answers
             ),
-            arms=tuple(
-                ArmReward.model_construct(id=a.id, reward=r)
-                for a, r in zip(question.arms, rewards, strict=True)
-            ),
+            arms=tuple(ArmReward(id=a.id, reward=r) for a, r in zip(question.arms, rewards, strict=True)),
         )
 
 

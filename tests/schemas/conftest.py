@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The data folder; skips the test where there is none."""
-    folder = Path(os.environ.get("LOOPER_DATA", ROOT.parent / "shared" / "data"))
+    folder = Path(os.environ.get("LOOPER_DATA") or (ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no data in {folder}: set LOOPER_DATA")
     return folder

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import resource
 import socket
@@ -43,6 +44,13 @@ TRICKLERS = 500
 SECONDS_AN_ARM = 0.002  # of the scorer under overload: 2 arms a request, so 250 requests/s
 ARMS = 2
 CAPACITY = 1 / (SECONDS_AN_ARM * ARMS)
+# As many arms may wait as are scored in the time that an unloaded request takes.
+OVERLOAD = {
+    "seconds_a_batch": 0,
+    "seconds_an_arm": SECONDS_AN_ARM,
+    "max_waiting_arms": 2 * ARMS,
+    "batch_arms": ARMS,
+}
 
 
 def free_port() -> int:
@@ -170,12 +178,8 @@ def measure(folder: Path, seconds: float) -> dict[str, Any]:
             "ratio_to_no_op": round(mean["service"] / mean["no-op"], 3),
         }
 
-    # As many arms may wait as are scored in the time that an unloaded request takes.
-    slow = json.dumps(
-        {"seconds_a_batch": 0, "seconds_an_arm": SECONDS_AN_ARM, "max_waiting_arms": 4, "batch_arms": 2}
-    )
     port = free_port()
-    with running(stub, str(home), str(port), slow, ready="ready") as process:
+    with running(stub, str(home), str(port), json.dumps(OVERLOAD), ready="ready") as process:
         asyncio.run(open_loop(port, 8, 20, 1, one))
         unloaded = asyncio.run(open_loop(port, 8, CAPACITY / 5, seconds, one))
         before = rss_mib(process.pid)
@@ -229,6 +233,7 @@ def main() -> int:
     stamped = stamp()
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, files[1]), files[1]))
+    gc.disable()  # a pause of the generator would be taken for one of the service
     with tempfile.TemporaryDirectory() as folder:
         result = {**stamped, **measure(Path(folder), options.seconds)}
     result["promises_broken"] = broken(result)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from looper_schemas.problems import ProblemCode
 from reward_service.errors import ProblemError
@@ -21,35 +20,25 @@ class Admission:
         self.bytes = 0
         self.arms = 0
 
-    @contextmanager
-    def body(self, size: int) -> Iterator[None]:
-        """Room for a body of `size` bytes while the block runs. One request is always let in.
+    def body(self, size: int) -> Place:
+        """Room for a body of `size` bytes while a `with` block runs. One request is always let in.
 
         Raises:
             ProblemError: overloaded.
         """
         if self.bytes and self.bytes + size > self._max_bytes:
             raise self.overloaded()
-        self.bytes += size
-        try:
-            yield
-        finally:
-            self.bytes -= size
+        return Place(self, size, 0)
 
-    @contextmanager
-    def scoring(self, arms: int) -> Iterator[None]:
-        """Room for `arms` arms in the queue while the block runs. One request is always let in.
+    def scoring(self, arms: int) -> Place:
+        """Room for `arms` arms in the queue while a `with` block runs. One request is always let in.
 
         Raises:
             ProblemError: overloaded.
         """
         if self.arms and self.arms + arms > self._max_arms:
             raise self.overloaded()
-        self.arms += arms
-        try:
-            yield
-        finally:
-            self.arms -= arms
+        return Place(self, 0, arms)
 
     @property
     def full(self) -> bool:
@@ -60,3 +49,26 @@ class Admission:
         """What a request without room ends with; it says when to come again."""
         wait_s = min(_LONGEST_WAIT_S, max(1.0, 0.5 * self.arms * self._seconds_per_arm()))
         return ProblemError(ProblemCode.OVERLOADED, retry_after_s=wait_s)
+
+
+class Place:
+    """What a request takes up inside, from the start of a `with` block until its end, or until given back."""
+
+    __slots__ = ("_admission", "_arms", "_size")
+
+    def __init__(self, admission: Admission, size: int, arms: int) -> None:
+        self._admission, self._size, self._arms = admission, size, arms
+
+    def __enter__(self) -> Place:
+        self._admission.bytes += self._size
+        self._admission.arms += self._arms
+        return self
+
+    def give_back(self) -> None:
+        """End it now."""
+        self._admission.bytes -= self._size
+        self._admission.arms -= self._arms
+        self._size = self._arms = 0
+
+    def __exit__(self, *error: object) -> None:
+        self.give_back()

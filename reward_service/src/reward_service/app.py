@@ -19,16 +19,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from looper_schemas.problems import ProblemCode
 from reward_service import arms_rollout, endpoints
 from reward_service.admission import Admission
+from reward_service.arrival import receive_deadline
 from reward_service.audit import AuditFile
 from reward_service.auth import KeyRing, Principal
 from reward_service.batching import Engine, make_batcher
 from reward_service.endpoints import Service
-from reward_service.errors import ProblemError, StartError, problem_response
+from reward_service.errors import ProblemError, ProblemResponse, StartError
 from reward_service.generator import Generator
 from reward_service.home import read_pepper, subkey
 from reward_service.judge_endpoint import make_respondent
 from reward_service.ledger import Ledger
 from reward_service.limits import KeyLimits
+from reward_service.logs import say
 from reward_service.metrics import Metrics
 from reward_service.readiness import Readiness
 from reward_service.settings import Settings
@@ -240,7 +242,7 @@ class Guard:
         arrived = time.monotonic()
         state = scope.setdefault("state", {})
         state.update(arrived=arrived, request_id=secrets.token_hex(16), principal=None)
-        exchange = _Exchange(receive, send)
+        exchange = _Exchange(scope, receive, send)
         try:
             if self._head_bytes(scope) > self._settings.max_header_bytes:
                 raise ProblemError(ProblemCode.HEADERS_TOO_LARGE)
@@ -284,7 +286,7 @@ class Guard:
             return  # too late for another reply; the server closes the connection
         state = scope["state"]
         state["code"] = error.code.value
-        response = problem_response(error, state["request_id"])
+        response = ProblemResponse(error, state["request_id"])
         late = error.code is ProblemCode.REQUEST_TIMEOUT  # its time has been spent already
         if late or not await exchange.drain(self._settings.max_body_bytes, self._settings.receive_deadline_s):
             response.headers["connection"] = "close"
@@ -304,13 +306,14 @@ class Guard:
             "code": state.get("code"),
             **state.get("scored", {}),
         }
-        logger.info("request", extra={name: value for name, value in fields.items() if value is not None})
+        say(logger, "request", {name: value for name, value in fields.items() if value is not None})
 
 
 class _Exchange:
     """The two channels of one request, watched: what has arrived, what has been answered."""
 
-    def __init__(self, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope = scope
         self._receive = receive
         self._send = send
         self._ended = False  # the body has arrived whole, or the client is gone
@@ -334,7 +337,7 @@ class _Exchange:
         has to go.
         """
         try:
-            async with asyncio.timeout(seconds):
+            async with receive_deadline(self._scope, seconds):
                 while not self._ended:
                     most -= len((await self.receive()).get("body", b""))
                     if most < 0:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import os
 import secrets
 import time
 import zlib
@@ -103,6 +104,7 @@ class KeyRing:
 
     def __init__(self, home: Path) -> None:
         self._file = home / KEYS_FILE
+        self._path = str(self._file)  # looked at for every request
         self._hash_key = subkey(read_pepper(home), b"api-key")
         self._stamp = self._file_stamp()
         self._records = {record.id: record for record in read_keys(home).keys}
@@ -128,7 +130,7 @@ class KeyRing:
 
     def _file_stamp(self) -> tuple[int, int, int] | None:
         try:
-            stat = self._file.stat()
+            stat = os.stat(self._path)
         except OSError:
             return None
         return (stat.st_mtime_ns, stat.st_ino, stat.st_size)

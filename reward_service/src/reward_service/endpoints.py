@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from looper_schemas.problems import ProblemCode
@@ -27,6 +25,7 @@ from looper_schemas.scoring import (
     ServiceInfo,
 )
 from reward_service.admission import Admission
+from reward_service.arrival import receive_deadline
 from reward_service.audit import AuditFile, AuditUnavailable, Value
 from reward_service.auth import KeyRing, Principal, Scope
 from reward_service.batching import Batcher, Engine, Result
@@ -118,6 +117,7 @@ class Work:
     body: Callable[[str, str], bytes]
 
 
+Headers = dict[bytes, bytes | None]
 MessageT = TypeVar("MessageT", ScoreRequest, RolloutRequest)
 QuestionResult = Result | RolledOut
 
@@ -145,10 +145,11 @@ async def answer(
         raise ProblemError(ProblemCode.FORBIDDEN)
     if not service.readiness.ready:
         raise ProblemError(ProblemCode.NOT_READY, retry_after_s=_NOT_READY_RETRY_S)
-    deadline = request.scope["state"]["arrived"] + _seconds_to_answer(request, service.settings)
-    idempotency_key = _idempotency_key(request)
+    headers = _headers(request)
+    deadline = request.scope["state"]["arrived"] + _seconds_to_answer(headers, service.settings)
+    idempotency_key = _idempotency_key(headers)
     key = None if idempotency_key is None else _store_key(service, principal, idempotency_key)
-    with service.admission.body(_announced_bytes(request, service.settings)):
+    with service.admission.body(_announced_bytes(headers, service.settings)):
         if service.admission.full and _surely_new(service, key):
             raise service.admission.overloaded()  # before its body costs anything
         message = parse(await _read_body(request, service.settings), service.settings)
@@ -166,11 +167,10 @@ async def answer(
 
         async def produce() -> bytes:
             nonlocal scored_here
-            with ExitStack() as queued:
-                queued.enter_context(service.admission.scoring(sum(arms)))
+            with service.admission.scoring(sum(arms)) as place:
                 async with service.limits.reserve(principal, sum(costs)):
                     done = await work(service, message, deadline)
-                    queued.close()  # what waits for the disk takes no place from what waits for the scorer
+                    place.give_back()  # what waits for the disk takes no place from what waits for the scorer
                     failed = [result for result in done.results if isinstance(result, FailedQuestion)]
                     _note_scoring(request, about, len(failed))
                     service.metrics.scored(done.results)
@@ -203,7 +203,17 @@ async def answer(
             raise ProblemError(ProblemCode.NOT_READY, retry_after_s=_NOT_READY_RETRY_S) from None
         if body is not None and not scored_here:
             await _settle(service, Entry(about, None))
-    return Response(body or b"", media_type=JSON)  # no body: nobody is there to read it
+    return _Reply(body or b"")  # no body: nobody is there to read it
+
+
+class _Reply(Response):
+    """200 with a JSON body; `Response` itself takes several times as long to say so."""
+
+    def __init__(self, body: bytes) -> None:
+        self.background = None
+        self.status_code = 200
+        self.body = body
+        self.raw_headers = [(b"content-length", b"%d" % len(body)), (b"content-type", JSON.encode())]
 
 
 def _reply(
@@ -310,13 +320,13 @@ def _parse(body: bytes, settings: Settings) -> ScoreRequest:
     return message
 
 
-def _announced_bytes(request: Request, settings: Settings) -> int:
+def _announced_bytes(headers: Headers, settings: Settings) -> int:
     """How much the body may take: what the client says, else the most it may send."""
-    if not _JSON_TYPE.fullmatch(_header(request, "content-type") or ""):
+    if not _JSON_TYPE.fullmatch(_header(headers, b"content-type") or ""):
         raise ProblemError(ProblemCode.UNSUPPORTED_MEDIA_TYPE)
-    if (_header(request, "content-encoding") or "identity").lower() != "identity":
+    if (_header(headers, b"content-encoding") or "identity").lower() != "identity":
         raise ProblemError(ProblemCode.UNSUPPORTED_MEDIA_TYPE)
-    announced = _header(request, "content-length")
+    announced = _header(headers, b"content-length")
     if announced is None:
         return settings.max_body_bytes
     if not (announced.isascii() and announced.isdigit()):
@@ -329,19 +339,24 @@ def _announced_bytes(request: Request, settings: Settings) -> int:
 async def _read_body(request: Request, settings: Settings) -> bytes:
     body = bytearray()
     try:
-        async with asyncio.timeout(settings.receive_deadline_s):
-            async for chunk in request.stream():
-                body += chunk
+        async with receive_deadline(request.scope, settings.receive_deadline_s):
+            more = True
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ProblemError(ProblemCode.REQUEST_TIMEOUT)
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
                 if len(body) > settings.max_body_bytes:
                     raise ProblemError(ProblemCode.REQUEST_TOO_LARGE)
-    except (TimeoutError, ClientDisconnect):
+    except TimeoutError:
         raise ProblemError(ProblemCode.REQUEST_TIMEOUT) from None
     return bytes(body)
 
 
-def _seconds_to_answer(request: Request, settings: Settings) -> float:
+def _seconds_to_answer(headers: Headers, settings: Settings) -> float:
     """How long scoring may take, a little less than the client waits, so that the reply still reaches it."""
-    milliseconds = _header(request, "x-deadline-ms")
+    milliseconds = _header(headers, b"x-deadline-ms")
     if milliseconds is None:
         return settings.default_deadline_s
     if not _MILLISECONDS.fullmatch(milliseconds) or int(milliseconds) == 0:
@@ -350,20 +365,29 @@ def _seconds_to_answer(request: Request, settings: Settings) -> float:
     return seconds - min(0.5, 0.1 * seconds)
 
 
-def _idempotency_key(request: Request) -> str | None:
-    key = _header(request, "idempotency-key")
+def _idempotency_key(headers: Headers) -> str | None:
+    key = _header(headers, b"idempotency-key")
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         raise ProblemError(ProblemCode.INVALID_REQUEST)
     return key
 
 
-def _header(request: Request, name: str) -> str | None:
+def _headers(request: Request) -> Headers:
+    """The value of every header; None stands for several."""
+    found: Headers = {}
+    for name, value in request.scope["headers"]:
+        found[name] = None if name in found else value
+    return found
+
+
+def _header(headers: Headers, name: bytes) -> str | None:
     """The one value of a header. A repeated one could mean two things to two readers, so it is refused."""
-    wanted = name.encode()
-    values = [value for header, value in request.scope["headers"] if header == wanted]
-    if len(values) > 1:
+    if name not in headers:
+        return None
+    value = headers[name]
+    if value is None:
         raise ProblemError(ProblemCode.INVALID_REQUEST)
-    return values[0].decode("latin-1").strip() if values else None
+    return value.decode("latin-1").strip()
 
 
 async def _disconnected(request: Request) -> None:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import NamedTuple
 
 from starlette.responses import Response
 
-from looper_schemas.problems import PROBLEM_CONTENT_TYPE, PROBLEMS, Problem, ProblemCode, ProblemKind
+from looper_schemas.problems import PROBLEM_CONTENT_TYPE, PROBLEMS, Problem, ProblemCode
 
 _PLACE = "REQUEST-ID"  # request ids are hexadecimal digits
 
@@ -35,26 +36,35 @@ class ProblemError(Exception):
         self.allow = allow
 
 
-def problem_response(error: ProblemError, request_id: str) -> Response:
-    """The reply for `error`: the constant body of its code, and the headers that belong to it."""
-    kind, before, after = _constant(error.code)
-    headers = {}
-    if error.code is ProblemCode.UNAUTHENTICATED:
-        headers["www-authenticate"] = "Bearer"
-    if error.retry_after_s is not None:
-        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
-    if error.allow is not None:
-        headers["allow"] = error.allow
-    return Response(
-        before + request_id.encode() + after,
-        status_code=kind.status,
-        headers=headers,
-        media_type=PROBLEM_CONTENT_TYPE,
-    )
+class ProblemResponse(Response):
+    """The reply for an error: the constant body and headers of its code, and the headers of this occasion."""
+
+    def __init__(self, error: ProblemError, request_id: str) -> None:
+        constant = _constant(error.code)
+        self.background = None
+        self.status_code = constant.status
+        self.body = constant.before + request_id.encode() + constant.after
+        self.raw_headers = [(b"content-length", b"%d" % len(self.body)), *constant.headers]
+        if error.retry_after_s is not None:
+            self.raw_headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
+        if error.allow is not None:
+            self.raw_headers.append((b"allow", error.allow.encode()))
+
+
+class _Constant(NamedTuple):
+    """What all replies of a code share. The body is given before and after the request id."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    before: bytes
+    after: bytes
 
 
 @cache
-def _constant(code: ProblemCode) -> tuple[ProblemKind, bytes, bytes]:
-    """A code's kind, and its body before and after the request id: refusing has to be cheap."""
+def _constant(code: ProblemCode) -> _Constant:
+    """Made once a code: refusing has to be cheap."""
     before, after = Problem.of(code, _PLACE).model_dump_json().encode().split(_PLACE.encode())
-    return PROBLEMS[code], before, after
+    headers = [(b"content-type", PROBLEM_CONTENT_TYPE.encode())]
+    if code is ProblemCode.UNAUTHENTICATED:
+        headers.append((b"www-authenticate", b"Bearer"))
+    return _Constant(PROBLEMS[code].status, tuple(headers), before, after)

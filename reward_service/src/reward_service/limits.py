@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from looper_schemas.problems import ProblemCode
@@ -34,13 +33,17 @@ class KeyLimits:
         self._buckets: dict[str, _Bucket] = {}
         self._reserved: Counter[str] = Counter()
 
-    @asynccontextmanager
-    async def reserve(self, principal: Principal, items: int) -> AsyncIterator[None]:
-        """Room for `items` in the budget while the block runs; they count for the rate also when it fails.
+    def reserve(self, principal: Principal, items: int) -> Reservation:
+        """Room for `items` in the budget while an `async with` block runs; they count for the rate also when
+        it fails.
 
         Raises:
-            ProblemError: budget_exhausted, or rate_limited with the time to wait.
+            ProblemError: when the block is entered: budget_exhausted, or rate_limited with the time to wait.
         """
+        return Reservation(self, principal, items)
+
+    async def enter(self, principal: Principal, items: int) -> None:
+        """Begin what `reserve` describes."""
         account = principal.account
         if principal.budget is not None:
             used = await self._used(account)
@@ -49,12 +52,13 @@ class KeyLimits:
         if principal.rate is not None:
             self._take(account, principal.rate, items)
         self._reserved[account] += items
-        try:
-            yield
-        finally:
-            self._reserved[account] -= items
-            if not self._reserved[account]:
-                del self._reserved[account]
+
+    def leave(self, principal: Principal, items: int) -> None:
+        """End what `reserve` describes."""
+        account = principal.account
+        self._reserved[account] -= items
+        if not self._reserved[account]:
+            del self._reserved[account]
 
     def _take(self, account: str, rate: int, items: int) -> None:
         """Take `items` from a bucket that holds one minute's worth. A larger request needs a full one, and
@@ -67,3 +71,18 @@ class KeyLimits:
         if missing > 0:
             raise ProblemError(ProblemCode.RATE_LIMITED, retry_after_s=missing * 60 / rate)
         bucket.items -= items
+
+
+class Reservation:
+    """The block of `KeyLimits.reserve`."""
+
+    __slots__ = ("_items", "_limits", "_principal")
+
+    def __init__(self, limits: KeyLimits, principal: Principal, items: int) -> None:
+        self._limits, self._principal, self._items = limits, principal, items
+
+    async def __aenter__(self) -> None:
+        await self._limits.enter(self._principal, self._items)
+
+    async def __aexit__(self, *error: object) -> None:
+        self._limits.leave(self._principal, self._items)

@@ -63,9 +63,12 @@ class Metrics:
         self._arms = Gauge("service_waiting_items", "Items inside the service.", registry=registry)
         self._bytes = Gauge("service_waiting_bytes", "Bytes of bodies inside the service.", registry=registry)
 
-        self._of = lru_cache(256)(  # routes and statuses are few, and finding them by their labels is slow
+        # Labels have few values, and finding a counter by its labels is slow.
+        self._of = lru_cache(256)(
             lambda route, status: (self._requests.labels(route, status), self._seconds.labels(route))
         )
+        self._problem = lru_cache(256)(self._problems.labels)
+        self._result = lru_cache(256)(self._questions.labels)
 
     def watch(self, admission: Admission) -> None:
         """Report what waits in `admission`."""
@@ -78,15 +81,15 @@ class Metrics:
         counter.inc()
         timer.observe(seconds)
         if code is not None:
-            self._problems.labels(code).inc()
+            self._problem(code).inc()
 
     def scored(self, results: Iterable[ScoredQuestion | FailedQuestion]) -> None:
         """The questions of a request have their results."""
         for result in results:
             if isinstance(result, FailedQuestion):
-                self._questions.labels(result.error.code.value).inc()
+                self._result(result.error.code.value).inc()
             else:
-                self._questions.labels("scored").inc()
+                self._result("scored").inc()
                 self._values.observe(result.reward)
 
     def checked(self, ready: bool, deviation: float | None) -> None:

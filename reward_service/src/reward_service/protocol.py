@@ -18,7 +18,8 @@ import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from looper_schemas.problems import ProblemCode
-from reward_service.errors import ProblemError, problem_response
+from reward_service.arrival import ARRIVING
+from reward_service.errors import ProblemError, ProblemResponse
 from reward_service.settings import Settings
 
 _RETRY_S = 1.0
@@ -31,6 +32,7 @@ class JoinedWrites:
         self._transport = transport
         self._connection = connection
         self._head = b""
+        self.is_closing = transport.is_closing  # asked for several times a request
 
     def write(self, data: bytes) -> None:
         """Send `data`, after the head that was held back; or hold it back, where it is one."""
@@ -58,6 +60,7 @@ class GuardedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.app_state = {**self.app_state, ARRIVING: self._body_is_arriving}  # every request gets a copy
         self.transport = JoinedWrites(transport, self.conn)  # type: ignore[assignment]
         if len(self.connections) > self.limits.max_connections:
             self._refuse(ProblemCode.OVERLOADED, _RETRY_S)
@@ -88,6 +91,9 @@ class GuardedProtocol(H11Protocol):
         too_large = isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431
         self._refuse(ProblemCode.HEADERS_TOO_LARGE if too_large else ProblemCode.MALFORMED_REQUEST)
 
+    def _body_is_arriving(self) -> bool:
+        return bool(self.cycle.more_body)
+
     def _expect_head(self) -> None:
         self._head_timer = self.loop.call_later(self.limits.receive_deadline_s, self._head_is_late)
 
@@ -104,7 +110,7 @@ class GuardedProtocol(H11Protocol):
     def _refuse(self, code: ProblemCode, retry_after_s: float | None = None) -> None:
         """Answer `code`, unless a reply is under way, and close."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            reply = problem_response(ProblemError(code, retry_after_s=retry_after_s), secrets.token_hex(16))
+            reply = ProblemResponse(ProblemError(code, retry_after_s=retry_after_s), secrets.token_hex(16))
             headers = [*reply.raw_headers, (b"connection", b"close")]
             status = reply.status_code
             for event in (

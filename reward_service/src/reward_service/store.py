@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from looper_schemas.problems import ProblemCode
@@ -22,6 +22,26 @@ class _Flight:
     digest: str
     task: asyncio.Task[bytes]
     waiters: int = 0
+    alarms: set[asyncio.Future[None]] = field(default_factory=set)  # rung when the task ends
+
+    def ring(self) -> None:
+        """Wake whoever waits."""
+        for alarm in self.alarms:
+            _ring(alarm)
+
+    async def ended(self, seconds: float) -> bool:
+        """Whether the task ends within `seconds`: `asyncio.wait` at a third of its cost."""
+        if not self.task.done():
+            loop = asyncio.get_running_loop()
+            alarm = loop.create_future()
+            timer = loop.call_later(max(0.0, seconds), _ring, alarm)
+            self.alarms.add(alarm)
+            try:
+                await alarm
+            finally:
+                self.alarms.discard(alarm)
+                timer.cancel()
+        return self.task.done()
 
 
 class ReplyStore:
@@ -60,7 +80,7 @@ class ReplyStore:
             flight = self._start(key, digest, produce)
         flight.waiters += 1
         try:
-            if not await _done(flight.task, min(_SOON_S, seconds) if joined else _SOON_S):
+            if not await flight.ended(min(_SOON_S, seconds) if joined else _SOON_S):
                 return await self._wait_watching(flight, gone, seconds - _SOON_S if joined else None)
             return flight.task.result()
         finally:
@@ -93,17 +113,24 @@ class ReplyStore:
         self, key: StoreKey | None, digest: str, produce: Callable[[], Coroutine[Any, Any, bytes]]
     ) -> _Flight:
         async def run() -> bytes:
-            kept = await self._find(key) if key else None
-            if kept is None:
-                return await produce()
-            if kept.digest != digest:
-                raise ProblemError(ProblemCode.IDEMPOTENCY_MISMATCH)
-            return kept.body
+            try:
+                kept = await self._find(key) if key else None
+                if kept is None:
+                    return await produce()
+                if kept.digest != digest:
+                    raise ProblemError(ProblemCode.IDEMPOTENCY_MISMATCH)
+                return kept.body
+            finally:
+                end()  # a turn of the loop earlier than the task's callbacks would
+
+        def end(*_: object) -> None:
+            self._forget(key, flight)
+            flight.ring()
 
         flight = _Flight(digest, asyncio.create_task(run()))
         if key:
             self._flights[key] = flight
-            flight.task.add_done_callback(lambda _: self._forget(key, flight))
+        flight.task.add_done_callback(end)  # for one that is cancelled before its first step
         return flight
 
     def _forget(self, key: StoreKey | None, flight: _Flight) -> None:
@@ -111,20 +138,6 @@ class ReplyStore:
             del self._flights[key]
 
 
-async def _done(task: asyncio.Future[Any], seconds: float) -> bool:
-    """Whether `task` is done within `seconds`: `asyncio.wait` at a third of its cost."""
-    loop = asyncio.get_running_loop()
-    waiter = loop.create_future()
-
-    def wake(*_: object) -> None:
-        if not waiter.done():
-            waiter.set_result(None)
-
-    timer = loop.call_later(max(0.0, seconds), wake)
-    task.add_done_callback(wake)
-    try:
-        await waiter
-    finally:
-        task.remove_done_callback(wake)
-        timer.cancel()
-    return task.done()
+def _ring(alarm: asyncio.Future[None]) -> None:
+    if not alarm.done():
+        alarm.set_result(None)

@@ -27,12 +27,16 @@ def parse_object(body: bytes) -> dict[str, Any]:
             number that is not finite or too long, a NUL, a lone surrogate, or more than MAX_DEPTH levels.
     """
     try:
-        value = _DECODER.decode(body.decode("utf-8"))  # a BOM stays in the text and is no JSON
+        text = body.decode("utf-8")  # a BOM stays in the text and is no JSON
+        value = _DECODER.decode(text)
     except (ValueError, RecursionError):
         raise MalformedJson from None
     if not isinstance(value, dict):
         raise MalformedJson
-    _check_strings_and_depth(value)
+    # The decoder takes no raw NUL and UTF-8 has no lone surrogates: only an escape makes them. And nothing
+    # lies deeper than there are brackets.
+    if "\\u" in text or text.count("{") + text.count("[") >= MAX_DEPTH:
+        _check_strings_and_depth(value)
     return value
 
 

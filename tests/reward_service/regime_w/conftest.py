@@ -35,7 +35,7 @@ def fixed_embedder() -> TransformerEmbedder:
 def real_questions() -> list[dict[str, Any]]:
     """657 questions with 4 labelled solutions each; see `LOOPER_DATA`."""
     beside_the_repository = Path(__file__).parents[4] / "shared" / "data"
-    folder = Path(os.environ.get("LOOPER_DATA", beside_the_repository))
+    folder = Path(os.environ.get("LOOPER_DATA") or beside_the_repository)
     path = folder / "model_solutions" / "half.jsonl"
     if not path.is_file():
         pytest.skip("no model_solutions/half.jsonl: set LOOPER_DATA to the folder that holds model_solutions")

@@ -60,3 +60,13 @@ def test_retry_after_is_half_of_the_work_that_waits_within_bounds(
     with inside.scoring(10), pytest.raises(ProblemError) as caught, inside.scoring(1):
         pass
     assert caught.value.retry_after_s == pytest.approx(expected)
+
+
+def test_a_place_that_was_given_back_is_not_given_back_twice() -> None:
+    inside = admission()
+    with inside.body(5), inside.scoring(6) as place:
+        place.give_back()
+        assert (inside.bytes, inside.arms) == (5, 0)
+        with inside.scoring(10):
+            assert inside.full
+    assert (inside.bytes, inside.arms) == (0, 0)

@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import logging
 
-from reward_service.logs import FIELDS, SafeFormatter
+import pytest
+
+from reward_service.logs import FIELDS, SafeFormatter, say
 
 
 def line(
@@ -44,3 +46,15 @@ def test_an_exception_is_its_type_and_its_place() -> None:
     assert json.loads(text)["at"][0].startswith("test_an_exception_is_its_type_and_its_place:")
     assert "SECRET" not in text
     assert "\n" not in text
+
+
+def test_what_is_said_reads_as_what_is_logged_and_obeys_the_level(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("reward_service.test")
+    with caplog.at_level(logging.INFO, "reward_service.test"):
+        logger.info("request", extra={"status": 200, "body": "SECRET"})
+        say(logger, "request", {"status": 200, "body": "SECRET"})
+    logged, said = (json.loads(SafeFormatter().format(record)) for record in caplog.records)
+    assert {**said, "time": ""} == {**logged, "time": ""}
+    with caplog.at_level(logging.WARNING, "reward_service.test"):
+        say(logger, "request", {})
+    assert len(caplog.records) == 2

@@ -52,6 +52,7 @@ MALFORMED = {
     "Latin-1": '{"a": "é"}'.encode("latin-1"),
     "overlong encoding": b'{"a": "\xc0\xaf"}',
     "too deep": b'{"a":' * (MAX_DEPTH + 1) + b"1" + b"}" * (MAX_DEPTH + 1),
+    "too deep by one": b'{"a":' * MAX_DEPTH + b"1" + b"}" * MAX_DEPTH,
     "very deep": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
     "very deep arrays": b'{"a":' + b"[" * 500_000,
 }
