@@ -99,7 +99,7 @@ def plain_vllm(options: argparse.Namespace, model: Path, work: Path) -> float:
     job_file.write_text(json.dumps(job))
     script = Path(__file__).with_name("plain_generate.py")
     subprocess.run([options.python, script, job_file, result_file], check=True, stdout=sys.stderr)
-    result = json.loads(result_file.read_text())
+    (result,) = json.loads(result_file.read_text())
     return statistics.median(row["tokens"] / row["seconds"] for row in result["rounds"])
 
 

@@ -6,6 +6,7 @@
 Sides, one after the other, each engine alone on the device and given the same engine settings:
   plain           LLM.generate, all prompts in one call; no LoRA, seeds or logprobs (the standalone rate)
   plain-lora      the same with the adapter
+  plain-logprobs  the same with the adapter and each token's logprob
   sampler         a supervised server, adapter loaded at run time, logprobs kept, one question a request
   sampler-seeded  the same with a seed for each completion
 The rate is the median of --rounds; each round has prompts of its own (nothing comes from the prefix cache),
@@ -32,7 +33,7 @@ from looper_schemas.prompt import format_prompt
 from looper_trainer.sampling.base import SamplingParams
 from looper_trainer.sampling.vllm import VLLMSampler, VLLMServer, VLLMSettings
 
-SIDES = ("plain", "plain-lora", "sampler", "sampler-seeded")
+SIDES = ("plain", "plain-lora", "plain-logprobs", "sampler", "sampler-seeded")
 
 
 def options_from_command_line() -> argparse.Namespace:
@@ -80,8 +81,10 @@ def prompts_of(options: argparse.Namespace) -> Rounds:
     return [prompts[start : start + options.count] for start in range(0, count, options.count)]
 
 
-def plain(options: argparse.Namespace, prompts: Rounds, adapter: Path | None) -> dict[str, Any]:
-    """The rounds of plain_generate.py in a process of its own."""
+def plain(
+    options: argparse.Namespace, prompts: Rounds, adapter: Path | None, logprobs: list[bool]
+) -> list[dict[str, Any]]:
+    """The rounds of plain_generate.py in a process of its own, for each of `logprobs`."""
     engine: dict[str, Any] = {
         "model": str(options.model), "dtype": options.dtype, "max_num_seqs": options.max_num_seqs,
         "max_model_len": options.max_model_len, "load_format": options.load_format, "seed": 0,
@@ -96,15 +99,15 @@ def plain(options: argparse.Namespace, prompts: Rounds, adapter: Path | None) ->
         engine |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 2, "max_lora_rank": rank}
     job = {
         "engine": engine, "prompts": prompts, "n": options.samples, "max_tokens": options.max_tokens,
-        "adapter": str(adapter) if adapter else None,
+        "adapter": str(adapter) if adapter else None, "logprobs": logprobs,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         job_file, result_file = Path(scratch, "job.json"), Path(scratch, "result.json")
         job_file.write_text(json.dumps(job))
         script = Path(__file__).with_name("plain_generate.py")
         subprocess.run([options.python, script, job_file, result_file], check=True)
-        result: dict[str, Any] = json.loads(result_file.read_text())
-    return result
+        results: list[dict[str, Any]] = json.loads(result_file.read_text())
+    return results
 
 
 def sampled(options: argparse.Namespace, sampler: VLLMSampler, prompts: Rounds) -> dict[str, Any]:
@@ -186,9 +189,10 @@ def main() -> None:
     prompts = prompts_of(options)
     results: dict[str, dict[str, Any]] = {}
     if "plain" in sides:
-        results["plain"] = plain(options, prompts, None)
-    if "plain-lora" in sides:
-        results["plain-lora"] = plain(options, prompts, options.adapter)
+        results["plain"] = plain(options, prompts, None, [False])[0]
+    if of_lora := [side for side in sides if side in ("plain-lora", "plain-logprobs")]:  # one engine
+        given = [side == "plain-logprobs" for side in of_lora]
+        results |= dict(zip(of_lora, plain(options, prompts, options.adapter, given), strict=True))
     over_http = [side for side in sides if side.startswith("sampler")]
     if over_http:
         results |= with_server(options, prompts, over_http)
@@ -201,7 +205,7 @@ def main() -> None:
     ratios = {
         f"{side} / {base}": results[side]["tokens_per_s"] / results[base]["tokens_per_s"]
         for side in over_http
-        for base in ("plain", "plain-lora")
+        for base in ("plain", "plain-lora", "plain-logprobs")
         if base in results
     }
     for name, ratio in ratios.items():
