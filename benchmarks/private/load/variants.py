@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from generator import closed_loop, open_loop
 from kept import keep, stamp
 from service_load import (
+    ARMS,
     CAPACITY,
     CONNECTIONS,
     OVERLOAD,
@@ -46,13 +47,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "interpreter handed over every 5 ms": {"switch_interval_s": 0.005},
     "interpreter handed over every .05 ms": {"switch_interval_s": 0.00005},
     "checkpoints of SQLite in a thread": {"checkpoints_elsewhere": True},
-    "one request inside": {"settings": {"max_waiting_arms": 2}},
+    "one request inside": {"settings": {"max_waiting_arms": ARMS}},
 }
 
 
 def measure(variant: dict[str, Any], seconds: float) -> dict[str, float]:
     """Requests a second in a closed loop; p99 (ms) unloaded and at 4 times the capacity."""
     different = json.dumps(variant)
+    slow = {**OVERLOAD, "max_waiting_arms": 2 * ARMS}
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "home"
         prepare_home(home)
@@ -63,7 +65,7 @@ def measure(variant: dict[str, Any], seconds: float) -> dict[str, float]:
         with running(STUB, str(home), str(port), json.dumps(fast), json.dumps(fast_variant), ready="ready"):
             closed = asyncio.run(closed_loop(port, CONNECTIONS, seconds, one))
         port = free_port()
-        with running(STUB, str(home), str(port), json.dumps(OVERLOAD), different, ready="ready"):
+        with running(STUB, str(home), str(port), json.dumps(slow), different, ready="ready"):
             asyncio.run(open_loop(port, 8, 20, 1, one))
             unloaded = asyncio.run(open_loop(port, 8, CAPACITY / 5, seconds, one))
             loaded = asyncio.run(open_loop(port, OVERLOAD_CONNECTIONS, 4 * CAPACITY, 2 * seconds, one))
