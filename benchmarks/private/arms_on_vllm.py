@@ -84,7 +84,9 @@ def main() -> int:
             "vllm",
             [options.vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", options.model,
              "--served-model-name", "policy", "--host", "127.0.0.1", "--port", str(ports[0]),
-             "--max-model-len", "2048", "--dtype", "float32", "--enforce-eager"],
+             "--max-model-len", "2048", "--dtype", "float32", "--enforce-eager",
+             # vLLM 0.31 on a CPU ends when it cuts the prompt of a request that has a seed.
+             "--max-num-batched-tokens", "32768"],
             ports[0], {**vllm_env, "OMP_NUM_THREADS": "1"},  # more wait for each other on busy cores
         )  # fmt: skip
         service = None

@@ -4,8 +4,9 @@
 
 Arms a second of the embedding alone (no HTTP), as a ratio to `SentenceTransformer.encode` on eight texts a
 call; the largest error of s_path against it and the rank correlation; how many of 16 texts have other bits
-alone than in company. FOLDER holds what the project does not need itself: `pip install --target FOLDER
-openvino nncf onnx onnxruntime`. A way whose library is missing is left out and said to be. Writes
+alone than in company. With --ways only those are measured, and replace theirs in the kept result. FOLDER
+holds what the project does not need itself: `pip install --target FOLDER openvino nncf onnx onnxruntime`. A
+way whose library is missing is left out and said to be. Writes
 benchmarks/results/private/embedding_ways.json after every way.
 """
 
@@ -88,7 +89,11 @@ def main() -> int:
     parser.add_argument("--site", type=Path, help="a folder of more libraries")
     parser.add_argument("--ways", nargs="*", default=[name for name in WAYS if name != "naive"])
     options = parser.parse_args()
-    result: dict[str, Any] = {"note": stamp(), "arms": 8 * options.questions, "ways": {}}
+    note = stamp()
+    result: dict[str, Any] = {"note": note, "arms": 8 * options.questions, "ways": {}}
+    kept = RESULTS / "embedding_ways.json"
+    if set(options.ways) < set(WAYS) - {"naive"} and kept.is_file():
+        result = json.loads(kept.read_text())
     import tokenizers
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -106,7 +111,8 @@ def main() -> int:
             (place / "texts.json").write_text(json.dumps(texts))
         gflop = sum(n * sum(flop_per_token(n)) for n in lengths) / 1e9
         peaks = {kind: peak_gflops(kind) for kind in ("float32", "bfloat16", "int8")}
-        result |= {"tokens_per_arm": sum(lengths) / len(lengths), "peak_gflops": peaks}
+        if result["note"] is note:
+            result |= {"tokens_per_arm": sum(lengths) / len(lengths), "peak_gflops": peaks}
         with Way("naive", folder / "naive", None) as base:
             assert base.starts()
             exact = None
@@ -135,10 +141,10 @@ def main() -> int:
                     "other_bits_alone": sum(
                         not np.array_equal(vectors[0][i], vectors[1][i]) for i in range(ALONE)
                     ),
-                }
+                } | ({} if result["note"] is note else {"note": note})
                 print(name, result["ways"][name], flush=True)
                 RESULTS.mkdir(parents=True, exist_ok=True)
-                (RESULTS / "embedding_ways.json").write_text(json.dumps(result, indent=1) + "\n")
+                kept.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 

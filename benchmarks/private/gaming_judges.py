@@ -137,7 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "vllm",
                 [options.vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", options.model,
                  "--served-model-name", "judge", "--host", "127.0.0.1", "--port", str(port),
-                 "--max-model-len", "4096", "--dtype", "float32", "--enforce-eager"],
+                 "--max-model-len", "4096", "--dtype", "float32", "--enforce-eager",
+             # vLLM 0.31 on a CPU ends when it cuts the prompt of a request that has a seed.
+             "--max-num-batched-tokens", "32768"],
                 port, {"PYTHONPATH": "", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
                        "OMP_NUM_THREADS": "1"},
             )  # fmt: skip

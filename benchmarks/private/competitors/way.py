@@ -46,7 +46,7 @@ def library(folder: str, dtype: str = "float32", compiled: bool = False) -> Any:
     model.tokenizer.backend_tokenizer.no_padding()
     model.max_seq_length = WINDOW
     if compiled:
-        model[0].auto_model = torch.compile(model[0].auto_model, dynamic=True)
+        model[0].auto_model.compile(dynamic=True)  # in place: the library holds it by other names too
     return model
 
 
