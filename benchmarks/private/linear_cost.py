@@ -6,8 +6,8 @@ Part 1, the real scorer (default backend of a CPU): about `--arms` new arms of 1
 of question, in seconds an arm. Part 2, the batcher of the service with `--held` distinct arms waiting in it,
 8 a question, 64 questions a request: memory while all of them wait, and the time to score them. There the
 vectors come from a hash, because embedding, which part 1 shows to cost the same for every arm, would take the
-better part of an hour; everything else is the service's own. Writes linear_cost.json and a plot,
-linear_cost.svg, to benchmarks/results/private.
+better part of an hour; everything else is the service's own (`held_over_http.py` asks the whole service over
+HTTP). Writes linear_cost.json and a plot, linear_cost.svg, to benchmarks/results/private.
 """
 
 from __future__ import annotations
