@@ -233,6 +233,13 @@ def broken(result: dict[str, Any]) -> list[str]:
     return [name for name, holds in checks.items() if not holds]
 
 
+def prepare_generator() -> None:
+    """Let this process open thousands of connections, and never stop for its own garbage."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, files[1]), files[1]))
+    gc.disable()  # a pause of the generator would be taken for one of the service
+
+
 def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -240,9 +247,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the result as the last one")
     options = parser.parse_args()
     stamped = stamp()
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, files[1]), files[1]))
-    gc.disable()  # a pause of the generator would be taken for one of the service
+    prepare_generator()
     with tempfile.TemporaryDirectory() as folder:
         result = {**stamped, **measure(Path(folder), options.seconds)}
     result["promises_broken"] = broken(result)

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import json
 import re
-import resource
 import statistics
 import sys
 import tempfile
@@ -31,6 +29,7 @@ from service_load import (
     OVERLOAD,
     OVERLOAD_CONNECTIONS,
     free_port,
+    prepare_generator,
     requests,
     running,
 )
@@ -87,9 +86,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the result as the last one")
     options = parser.parse_args()
     stamped = stamp()
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, files[1]), files[1]))
-    gc.disable()  # a pause of the generator would be taken for one of the service
+    prepare_generator()
     chosen = [name for name in VARIANTS if re.search(options.only, name)]
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
     for name in (*chosen, *reversed(chosen)):

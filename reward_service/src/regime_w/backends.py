@@ -22,24 +22,17 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from regime_w.settings import EmbeddingBackend
 from regime_w.streams import Forward, Window
 
 if TYPE_CHECKING:
     import torch
 
-BACKENDS = (
-    "auto",
-    "float32",
-    "packed-float32",
-    "packed-bf16",
-    "packed-int16",
-    "packed-int8",
-    "fixed-float32",
-)
+BACKENDS: tuple[str, ...] = get_args(EmbeddingBackend)
 _INTEGER = ("packed-int16", "packed-int8")
 _PACKED = ("packed-float32", "packed-bf16", *_INTEGER)
 

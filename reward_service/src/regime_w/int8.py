@@ -1,4 +1,4 @@
-"""The fast mode of a CPU: linear layers in 8-bit integers.
+"""Linear layers in integers on a CPU: of 8 bits, the fast mode, or of 16, made of products of 8.
 
 y = x W^T: every row of x (a token) and every row of W (an output channel) is scaled to integers in
 [-127, 127]; their products are summed exactly, in 32-bit integers, so a row's bits cannot depend on the rows

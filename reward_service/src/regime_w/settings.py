@@ -14,6 +14,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 UnitFloat = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+EmbeddingBackend = Literal[
+    "auto",
+    "float32",
+    "packed-float32",
+    "packed-bf16",
+    "packed-int16",
+    "packed-int8",
+    "fixed-float32",
+]
+
+
 class Frozen(BaseModel):
     """Base of the settings: immutable, closed, finite."""
 
@@ -88,15 +99,7 @@ class RegimeWSettings(Frozen):
     judge_model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     judge_cache_entries: Annotated[int, Field(ge=0)] = 65_536
     embedding_model: Annotated[str, Field(min_length=1)] = "sentence-transformers/all-MiniLM-L6-v2"
-    embedding_backend: Literal[
-        "auto",
-        "float32",
-        "packed-float32",
-        "packed-bf16",
-        "packed-int16",
-        "packed-int8",
-        "fixed-float32",
-    ] = "auto"
+    embedding_backend: EmbeddingBackend = "auto"
     embedding_device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
     embedding_streams: Annotated[int, Field(ge=1, le=256)] | None = None
     embedding_cache_entries: Annotated[int, Field(ge=0)] = 20_000
