@@ -380,7 +380,7 @@ def test_a_supervised_server_is_started_used_and_taken_down_with_its_helpers(sit
     with VLLMSampler("base", quick(), folder=tmp_path, say=said.append) as sampler:
         sampler.load_adapter(adapter(tmp_path / "a", "one"), 1)
         check(sampler.sample(PROMPTS, PARAMS, SEEDS), weights="one")
-        group = sampler.server.pid
+        group = sampler.servers[0].pid
         match = re.search(r"fake vllm (\d+) helper (\d+)", (tmp_path / "vllm.log").read_text())
         pids = [group, *map(int, match.groups())]
         assert all(map(alive, pids))
@@ -396,11 +396,11 @@ def test_a_server_that_dies_in_mid_sample_is_restarted_with_its_adapter(site, tm
     with VLLMSampler("base", quick(), folder=tmp_path / "work", say=said.append) as sampler:
         sampler.load_adapter(adapter(tmp_path / "a", "one"), 1)
         sampler.load_adapter(adapter(tmp_path / "a", "two"), 2)
-        first = sampler.server.pid
+        first = sampler.servers[0].pid
         flag.touch()
         check(sampler.sample(PROMPTS, PARAMS, SEEDS), weights="two")
         assert not flag.exists()
-        assert sampler.server.pid != first
+        assert sampler.servers[0].pid != first
     assert sum("restart 1 of at most 3" in line for line in said) == 1
 
 
@@ -411,7 +411,7 @@ def test_kill_9_of_the_whole_server_in_mid_sample_is_survived(site, tmp_path, sa
         found = {}
         for index, completions in sampler.sample_iter(PROMPTS, PARAMS, SEEDS):
             if not found:
-                os.killpg(sampler.server.pid, signal.SIGKILL)
+                os.killpg(sampler.servers[0].pid, signal.SIGKILL)
             found[index] = completions
         check([found[i] for i in range(12)])
     assert any("restart 1" in line for line in said)
@@ -424,8 +424,65 @@ def test_a_server_that_dies_on_its_last_question_is_survived_too(site, tmp_path,
         for index, completions in sampler.sample_iter(PROMPTS, PARAMS, SEEDS):
             found[index] = completions
             if len(found) == 11:  # the other workers are idle and will see the question come back
-                os.killpg(sampler.server.pid, signal.SIGKILL)
+                os.killpg(sampler.servers[0].pid, signal.SIGKILL)
         check([found[i] for i in range(12)])
+
+
+def test_several_servers_of_ours_share_the_work_and_the_adapter(site, tmp_path, said, monkeypatch):
+    monkeypatch.setenv("FAKE_VLLM_DELAY", json.dumps({str(prompt[0]): 0.05 for prompt in PROMPTS}))
+    settings = quick(servers=2, gpu_memory_utilization=0.5, seed=7)
+    with VLLMSampler("base", settings, folder=tmp_path / "work", say=said.append) as sampler:
+        sampler.load_adapter(adapter(tmp_path / "a", "one"), 1)
+        check(sampler.sample(PROMPTS, PARAMS, SEEDS), weights="one")
+        os.killpg(sampler.servers[1].pid, signal.SIGKILL)
+        check(sampler.sample(PROMPTS, PARAMS, SEEDS), weights="one")
+        logs = [(tmp_path / "work" / name).read_text() for name in ("vllm.log", "vllm-2.log")]
+        groups = [server.pid for server in sampler.servers]
+    assert [log.count("fake vllm") for log in logs] == [1, 2]  # the second was started again
+    for log, seed in zip(logs, "78", strict=True):
+        assert f"'--seed', '{seed}'" in log
+        assert "'--gpu-memory-utilization', '0.25'" in log
+    wait_until(lambda: not any(map(alive, groups)))
+
+
+def test_a_server_that_fails_beside_another_is_started_again_alone(site, tmp_path, said, monkeypatch):
+    flag = tmp_path / "fail"
+    flag.touch()
+    monkeypatch.setenv("FAKE_VLLM_FAIL", str(flag))  # whichever comes first
+    with VLLMSampler("base", quick(servers=2), folder=tmp_path / "work", say=said.append) as sampler:
+        check(sampler.sample(PROMPTS, PARAMS, SEEDS))
+        assert all(server.pid for server in sampler.servers)
+    assert sum("memory profiling" in line and line.endswith("starting it again, alone") for line in said) == 1
+
+
+def test_servers_that_cannot_start_leave_none_behind(site, tmp_path, said):
+    sampler = VLLMSampler("broken", quick(servers=2), folder=tmp_path, say=said.append)
+    with pytest.raises(SamplerError, match="no such model"):
+        sampler.__enter__()
+    assert [server.pid for server in sampler.servers] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("servers", "devices", "each", "shares"),
+    [
+        (1, None, [None], [0.8]),
+        (2, None, [None, None], [0.4, 0.4]),
+        (1, "0,1", ["0,1"], [0.8]),
+        (2, "1, 2", ["1", "2"], [0.8, 0.8]),
+        (2, "0,1,2,3", ["0,1", "2,3"], [0.8, 0.8]),
+        (4, "0,1", ["0", "1", "0", "1"], [0.4] * 4),
+        (3, "0,1", ["0", "1", "0"], [0.4] * 3),
+        (2, "3", ["3", "3"], [0.4, 0.4]),
+    ],
+)
+def test_devices_and_memory_are_dealt_out_among_servers(servers, devices, each, shares):
+    settings = VLLMSettings(servers=servers, devices=devices, gpu_memory_utilization=0.8, seed=5)
+    found = settings.of_each_server()
+    assert [one.devices for one in found] == each
+    assert [one.gpu_memory_utilization for one in found] == pytest.approx(shares)
+    assert [one.seed for one in found] == [5, 6, 7, 8][:servers]
+    without = VLLMSettings(servers=servers, devices=devices).of_each_server()
+    assert {one.gpu_memory_utilization for one in without} == {None}
 
 
 def test_a_server_that_cannot_start_says_why_and_where_the_log_is(site, tmp_path, said):
@@ -520,7 +577,14 @@ def test_settings_become_the_command_line_of_the_server():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"urls": ["localhost:8000"]}, {"urls": ["http://a", "http://a/v1/"]}, {"gpu_memory": 0.5}]
+    "bad",
+    [
+        {"urls": ["localhost:8000"]},
+        {"urls": ["http://a", "http://a/v1/"]},
+        {"gpu_memory": 0.5},
+        {"servers": 2, "urls": ["http://a"]},
+        {"servers": 2, "sleep": True},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(bad):
     with pytest.raises(ValidationError):

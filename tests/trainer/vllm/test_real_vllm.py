@@ -160,8 +160,8 @@ def seeds_of(count: int, k: int, first: int = 0) -> list[list[int]]:
 
 
 def names_on(sampler: VLLMSampler) -> list[str]:
-    assert sampler.server is not None
-    cards = httpx.get(f"{sampler.server.url}/v1/models").json()["data"]
+    assert sampler.servers
+    cards = httpx.get(f"{sampler.servers[0].url}/v1/models").json()["data"]
     return [card["id"] for card in cards if card["parent"] is not None]
 
 
@@ -304,13 +304,13 @@ def test_kill_9_in_mid_sample_is_survived_with_the_same_adapter(sampler, model_f
     sampler.load_adapter(adapters[3], 3)
     params = SamplingParams(max_new_tokens=64)
     prompts = prompts_of(sampler, 24)
-    first = sampler.server.pid
+    first = sampler.servers[0].pid
     found: dict[int, list[Completion]] = {}
     for index, completions in sampler.sample_iter(prompts, params, seeds_of(24, 4)):
         if not found:
             os.killpg(first, signal.SIGKILL)
         found[index] = completions
-    assert sampler.server.pid not in (None, first)
+    assert sampler.servers[0].pid not in (None, first)
     assert sorted(found) == list(range(24))
     rows = [found[i] for i in range(24)]
     assert all(len(row) == 4 for row in rows)

@@ -79,7 +79,7 @@ class PPOConfig(SamplerOptions):
 
     # Sampling.
     vllm_memory_share: Share | None = 0.4
-    """share of the GPU's memory that our server may take; none: vLLM's default"""
+    """share of the GPU's memory that our servers may take; none: vLLM's default"""
     batch_size: Positive = 16
     """questions a step"""
     samples_per_question: Positive = 4

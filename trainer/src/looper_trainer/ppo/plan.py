@@ -158,20 +158,21 @@ def make_plan(config: PPOConfig) -> Plan:
         frozen, trained = weights, shape.adapter * 16 / GB
     server_here = config.sampler == "vllm" and not config.vllm_urls and config.vllm_devices is None
     server_gb = 0.0
+    servers = config.vllm_servers if server_here else 0
     if server_here:
         total = _card_gb(config) or 80.0
-        needed = weights + SERVER_EXTRA_GB
+        needed = servers * (weights + SERVER_EXTRA_GB)
         share = config.vllm_memory_share
         server_gb = config.vllm_memory_gb or (
             total * share if share is not None else max(needed, total * 0.9)
         )
-        server_gb += CONTEXT_GB
+        server_gb += servers * CONTEXT_GB
     return Plan(
         shape=shape,
         frozen_gb=frozen,
         trained_gb=trained,
         activations_gb=_activations_gb(shape, config, wide),
-        server_weights_gb=weights if server_here else 0.0,
+        server_weights_gb=servers * weights,
         server_gb=server_gb,
         server_on_this_gpu=server_here,
         takes_turns=server_here and config.vllm_sleep,
@@ -189,11 +190,13 @@ def check_fit(config: PPOConfig) -> None:
     if total is None or (config.preset is None and config.memory_limit_gb is None):
         return
     plan = make_plan(config)
-    keys_gb = plan.server_gb - CONTEXT_GB - SERVER_EXTRA_GB - plan.server_weights_gb
+    server_gb = plan.server_gb - config.vllm_servers * CONTEXT_GB
+    extra_gb = config.vllm_servers * SERVER_EXTRA_GB
+    keys_gb = server_gb - extra_gb - plan.server_weights_gb
     if plan.server_on_this_gpu and keys_gb <= 0:
         raise ConfigError(
-            f"vLLM's {plan.server_gb - CONTEXT_GB:.1f} GB leave nothing for keys and values: weights "
-            f"{plan.server_weights_gb:.1f} + {SERVER_EXTRA_GB:.1f} GB beside them; raise vllm_memory_gb, or "
+            f"vLLM's {server_gb:.1f} GB leave nothing for keys and values: weights "
+            f"{plan.server_weights_gb:.1f} + {extra_gb:.1f} GB beside them; raise vllm_memory_gb, or "
             "set quantize nf4"
         )
     if plan.peak_gb > total:

@@ -29,10 +29,12 @@ class SamplerOptions(StageConfig):
     """interpreter that has vLLM installed; none: this one"""
     vllm_folder: Path | None = None
     """where the policies for vLLM and its log go, for example under /dev/shm; none: the run's folder"""
+    vllm_servers: Positive = 1
+    """servers of our own: over several vllm_devices, or side by side on one GPU for a small model"""
     vllm_devices: str | None = None
-    """CUDA_VISIBLE_DEVICES of our server, to sample on another GPU; none: the GPU of this command"""
+    """CUDA_VISIBLE_DEVICES of our servers, to sample on other GPUs; none: the GPU of this command"""
     vllm_memory_share: Share | None = None
-    """share of the GPU's memory that our server may take; none: vLLM's default"""
+    """share of the GPU's memory that our servers may take; none: vLLM's default"""
     vllm_connections: Positive = 64
     """questions in flight at a time to each server"""
     vllm_max_num_seqs: Positive = 256
@@ -69,6 +71,7 @@ class SamplerOptions(StageConfig):
         """
         given: dict[str, Any] = {
             "urls": self.vllm_urls,
+            "servers": self.vllm_servers,
             "devices": self.vllm_devices,
             "connections": self.vllm_connections,
             "max_num_seqs": self.vllm_max_num_seqs,

@@ -78,19 +78,20 @@ class VLLMSampler:
         self._say = say
         self._adapters: list[Adapter] = []
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._server: VLLMServer | None = None
+        self._servers: list[VLLMServer] = []
         self._tokens_only = self.settings.tokens_only and not self.settings.urls
-        self._asleep: int | None = None  # the process that sleeps
+        self._asleep: set[int] = set()  # the processes that sleep
         if not self.settings.urls:
-            self._server = VLLMServer(model, self.settings, log_file=self.folder / "vllm.log", say=say)
-            self._links = [VLLMLink(self.settings, server=self._server, say=say)]
+            for number, settings in enumerate(self.settings.of_each_server(), start=1):
+                log = self.folder / ("vllm.log" if number == 1 else f"vllm-{number}.log")
+                self._servers.append(VLLMServer(model, settings, log_file=log, say=say))
+            self._links = [VLLMLink(self.settings, server=server, say=say) for server in self._servers]
         else:
             self._links = [VLLMLink(self.settings, url=url, say=say) for url in self.settings.urls]
 
     def __enter__(self) -> VLLMSampler:
         try:
-            if self._server is not None:
-                self._server.start()
+            self._start()
             self._on_every_link(lambda link: link.prepare(None, threading.Event()))
         except BaseException:
             self.close()
@@ -103,9 +104,9 @@ class VLLMSampler:
         self.close()
 
     def close(self) -> None:
-        """Stop the server if it is ours, else remove our adapters from it."""
-        if self._server is not None:
-            self._server.stop()
+        """Stop the servers if they are ours, else remove our adapters from them."""
+        for server in self._servers:
+            server.stop()
         while self._adapters:
             self._drop(self._adapters.pop())
         for link in self._links:
@@ -119,9 +120,27 @@ class VLLMSampler:
         return self._adapters[-1].version if self._adapters else None
 
     @property
-    def server(self) -> VLLMServer | None:
-        """The supervised server, None when servers are given by URL."""
-        return self._server
+    def servers(self) -> Sequence[VLLMServer]:
+        """The supervised servers; none when they are given by URL."""
+        return self._servers
+
+    def _start(self) -> None:
+        """Start our servers together. vLLM measures what memory it takes, and gives up where another server
+        of that card changes what is free meanwhile: such a one is started again once the rest are there.
+        """
+        if len(self._servers) <= 1:
+            for server in self._servers:
+                server.start()
+            return
+        with ThreadPoolExecutor(len(self._servers)) as pool:
+            starts = [(server, pool.submit(server.start)) for server in self._servers]
+        for server, start in starts:
+            error = start.exception()
+            if isinstance(error, SamplerError):
+                self._say(f"{error}; starting it again, alone")
+                server.start()
+            elif error is not None:
+                raise error
 
     def load_adapter(self, folder: Path, version: int, *, take: bool = False) -> None:
         """Sample from the LoRA adapter saved in `folder` (PEFT's format) from now on.
@@ -135,7 +154,7 @@ class VLLMSampler:
             CheckpointError: `folder` holds no LoRA adapter, or one of too high a rank.
         """
         rank = _adapter_rank(folder)
-        if rank > self.settings.max_lora_rank and self._server is not None:
+        if rank > self.settings.max_lora_rank and self._servers:
             raise CheckpointError(
                 f"{folder}: the adapter has rank {rank}, the server was started for "
                 f"max_lora_rank = {self.settings.max_lora_rank}; raise that setting"
@@ -152,7 +171,7 @@ class VLLMSampler:
         Raises:
             ConfigError: it was not.
         """
-        if not self.settings.whole_weights or self._server is None:
+        if not self.settings.whole_weights or not self._servers:
             raise ConfigError("whole weights need a server of our own with whole_weights = True")
         self._load(folder, version, take, whole=True)
 
@@ -180,16 +199,18 @@ class VLLMSampler:
 
         The server must be ours, started with `sleep`. Asleep already, or dead: nothing to do.
         """
-        if self._server is not None and self._server.pid not in (None, self._asleep):
-            self._links[0].order("/sleep?level=1")
-            self._asleep = self._server.pid
+        for server, link in zip(self._servers, self._links, strict=True):
+            if server.pid is not None and server.pid not in self._asleep:
+                link.order("/sleep?level=1")
+                self._asleep.add(server.pid)
 
     def wake(self) -> None:
         """Take the memory again; a server that was started anew meanwhile is awake."""
-        if self._server is not None and self._asleep is not None and self._server.pid == self._asleep:
-            self._links[0].order("/wake_up")
-            self._links[0].order("/reset_prefix_cache")
-        self._asleep = None
+        for server, link in zip(self._servers, self._links, strict=True):
+            if server.pid in self._asleep:
+                link.order("/wake_up")
+                link.order("/reset_prefix_cache")
+        self._asleep.clear()
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of `prompt`, with the special tokens that the tokenizer puts before a text."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -20,10 +21,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
-from typing import Literal
+from typing import Literal, Self
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from looper_trainer.errors import UserError
 
@@ -59,8 +60,10 @@ class VLLMSettings(BaseModel):
 
     python: Path = Path(sys.executable)
     """The interpreter that has vLLM installed."""
+    servers: int = Field(1, ge=1)
+    """Servers of ours: over several GPUs, or side by side on one where the processor is what bounds them."""
     devices: str | None = None
-    """CUDA_VISIBLE_DEVICES of a server of ours; None leaves the environment's."""
+    """CUDA_VISIBLE_DEVICES of a server of ours, dealt out among several; None leaves the environment's."""
     lora: bool = True
     """Serve with run-time adapters; without, the base model alone, which starts and samples faster."""
     whole_weights: bool = False
@@ -78,7 +81,7 @@ class VLLMSettings(BaseModel):
     max_restarts: int = Field(3, ge=0)
     """Restarts in a row, without a completed question between them, before the run stops."""
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
-    """Share of the GPU's memory for weights and KV cache; None leaves it to vLLM."""
+    """Share of the GPU's memory for weights and KV cache of all servers there; None leaves it to vLLM."""
     max_num_seqs: int = Field(256, ge=1)
     max_model_len: int | None = Field(None, ge=2)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -101,6 +104,31 @@ class VLLMSettings(BaseModel):
         if len(set(plain)) != len(plain):
             raise ValueError("the same server is given twice")
         return plain
+
+    @model_validator(mode="after")
+    def _several_are_ours(self) -> Self:
+        if self.servers > 1 and self.urls:
+            raise ValueError("servers is for servers of our own; leave it out with urls")
+        if self.servers > 1 and self.sleep:
+            raise ValueError("sleep needs the one server's memory whole; leave servers at 1")
+        return self
+
+    def of_each_server(self) -> list[VLLMSettings]:
+        """The settings of each server of ours: devices, the share of a GPU's memory, and another seed."""
+        cards = [card.strip() for card in self.devices.split(",")] if self.devices else []
+        here = math.ceil(self.servers / max(len(cards), 1))  # servers on a card
+        each = max(len(cards) // self.servers, 1)  # cards of a server
+        found = []
+        for number in range(self.servers):
+            first = number * each % max(len(cards), 1)
+            share = self.gpu_memory_utilization
+            more = {
+                "devices": ",".join(cards[first : first + each]) if cards else self.devices,
+                "gpu_memory_utilization": share and share / here,
+                "seed": self.seed + number,
+            }
+            found.append(self.model_copy(update=more))
+        return found
 
     def command(self, model: str, port: int) -> list[str]:
         """The command line that serves `model` at 127.0.0.1:`port` with these settings."""

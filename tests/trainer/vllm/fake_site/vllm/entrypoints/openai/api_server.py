@@ -246,14 +246,20 @@ def _weights(file: Path) -> str:
 
 def _die_if_told() -> None:
     """FAKE_VLLM_DIE names a file: while it exists, it is removed and the server dies in mid-request."""
-    flag = os.environ.get("FAKE_VLLM_DIE")
+    if _told("FAKE_VLLM_DIE"):
+        os._exit(1)
+
+
+def _told(variable: str) -> bool:
+    """Whether the file that `variable` names is there; it is removed, so that one process is told, once."""
+    flag = os.environ.get(variable)
     if flag is None:
-        return
+        return False
     try:
         Path(flag).unlink()
     except FileNotFoundError:
-        return
-    os._exit(1)
+        return False
+    return True
 
 
 def main() -> None:
@@ -264,6 +270,8 @@ def main() -> None:
     args, rest = parser.parse_known_args()
     if args.model == "broken":
         raise ValueError("Error: no such model: broken")
+    if _told("FAKE_VLLM_FAIL"):
+        raise AssertionError("Error in memory profiling")
     helper = subprocess.Popen(["sleep", "300"])  # vLLM's engine is a process of its own
     print("fake vllm", os.getpid(), "helper", helper.pid, rest, flush=True)
     assert args.host == "127.0.0.1"
