@@ -1,16 +1,19 @@
 """Does PPO make a small model better at GSM8K? SFT at its best, then PPO on renumbered training questions.
 
     python benchmarks/private/gsm8k_learning.py --model smollm2 --gsm8k train.jsonl --out DIR \
-        --seeds 0 1 2 --devices 0 1 [--jobs 3] [--rollouts "--sampler vllm --dtype bfloat16"] [--set ...]
+        --seeds 0 1 2 --devices 0 1 [--jobs 2] [--minutes 60] [--set steps=200 ...]
 
 1. `looper prepare-data`: 80% of the training file to learn from, 20% (dev) to judge by; the test file is
    not touched.
 2. `looper sft` on the 80%, with the rate and epochs that best_sft.py found best on dev.
-3. renumber.py: the 80% with other numbers; `looper rollouts` asks the SFT model --asked of them four times.
+3. renumber.py: the 80% with other numbers; `looper rollouts`, one on each device, asks the SFT model --asked
+   of them four times.
 4. ppo_variants.py: for each seed a service of its own and `looper ppo` on the questions that were solved
-   sometimes; SFT and PPO answer every dev question. Its tables are the result: `DIR/runs/variants.{json,md}`.
+   sometimes. Every dev question is answered greedily before the first step, every `eval_every` steps and
+   after the last. Its tables are the result: `DIR/runs/variants.{json,md}`, each paired with the start.
 
-What is there already is not made again, so a run that was cut short goes on. Decision 0068 says why so.
+What is there already is not made again, so a run that was cut short goes on. --minutes is what all of it may
+take: PPO gets what the stages before it leave. Decision 0068 says why so.
 """
 
 from __future__ import annotations
@@ -20,17 +23,25 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from looper_trainer.testing import FakeRewardServer
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "benchmark"
+ON_A_GPU = (
+    "--sampler vllm --dtype bfloat16 --vllm-tokens-only true --vllm-servers 2 --vllm-connections 128 "
+    "--vllm-max-num-seqs 512 --vllm-max-model-len 1024 --vllm-args '--kv-cache-memory-bytes 8G'"
+)
+LAST_MINUTES = 1.0  # for the last evaluation and the result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The four stages."""
+    began = time.monotonic()
     options = parse(argv)
     out: Path = options.out
     data, sft, passes = out / "data", out / "sft", out / "passes.jsonl"
@@ -47,21 +58,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not renumbered.is_file():
         script("gpu/renumber.py", "--solutions", options.gsm8k, "--input", train, "--output", renumbered)
     if not passes.is_file():
-        with FakeRewardServer(mode="correct", key=KEY) as judge:
-            looper(
-                first, "rollouts", "--model", sft, "--questions-file", renumbered, "--output", passes,
-                "--limit", options.asked, "--samples-per-question", 4, "--max-new-tokens", 200,
-                *shlex.split(options.rollouts), LOOPER_REWARD_URL=judge.url, LOOPER_REWARD_KEY=KEY,
-            )  # fmt: skip
+        ask(sft, renumbered, passes, options)
+    settings = [f"rollouts_file={passes}", *options.set]
+    if options.minutes:
+        in_turn = -(-len(options.seeds) // options.jobs)
+        left = options.minutes - (time.monotonic() - began) / 60
+        settings.append(f"max_minutes={max(1.0, left / in_turn - LAST_MINUTES):.2f}")
     script(
         "private/ppo_variants.py", "--sft", sft, "--train", renumbered, "--dev", dev, "--test", dev,
         "--config", options.config, "--out", out / "runs", "--jobs", options.jobs,
         "--runs", *(f"{options.variant}:{seed}" for seed in options.seeds),
-        *(["--devices", *options.devices, "--service-device", "cuda", "--eval-batch", 512]
-          if options.devices else []),
-        "--commit", options.commit, "--set", f"rollouts_file={passes}", *options.set,
+        *(["--devices", *options.devices, "--service-device", "cuda"] if options.devices else []),
+        "--dev-alone", "--commit", options.commit, "--set", *settings,
     )  # fmt: skip
     return 0
+
+
+def ask(sft: Path, questions: Path, passes: Path, options: argparse.Namespace) -> None:
+    """`passes`: the SFT model's rollouts of the first --asked questions, a share of them on each device."""
+    devices = options.devices or [None]
+    lines = questions.read_text(encoding="utf-8").splitlines(keepends=True)[: options.asked]
+    rollouts = options.rollouts if options.rollouts is not None else ON_A_GPU if options.devices else ""
+
+    def share(number: int) -> Path:
+        part, found = (passes.with_name(f"{name}-{number}.jsonl") for name in ("asked", "passes"))
+        part.write_text("".join(lines[number :: len(devices)]), encoding="utf-8")
+        looper(
+            devices[number], "rollouts", "--model", sft, "--questions-file", part, "--output", found,
+            "--samples-per-question", 4, "--max-new-tokens", 200, *shlex.split(rollouts),
+            LOOPER_REWARD_URL=judge.url, LOOPER_REWARD_KEY=KEY,
+        )  # fmt: skip
+        return found
+
+    with FakeRewardServer(mode="correct", key=KEY) as judge, ThreadPoolExecutor(len(devices)) as pool:
+        parts = [found.read_text(encoding="utf-8") for found in pool.map(share, range(len(devices)))]
+    passes.write_text("".join(parts), encoding="utf-8")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -81,7 +112,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--variant", default="arm_gated", help="of ppo_variants.py")
     parser.add_argument("--devices", nargs="*", default=[], help="GPU numbers")
     parser.add_argument("--jobs", type=int, default=1, help="PPO runs side by side")
-    parser.add_argument("--rollouts", default="", help="more arguments of looper rollouts, as one text")
+    parser.add_argument("--minutes", type=float, help="of the whole, from here")
+    parser.add_argument("--rollouts", help="more arguments of looper rollouts, as one text; else for vLLM")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of looper ppo")
     parser.add_argument("--commit", default="")
     return parser.parse_args(argv)
@@ -102,7 +134,7 @@ def run(command: Sequence[object], device: str | None, environment: dict[str, st
     visible = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
     done = subprocess.run([str(word) for word in command], env=os.environ | visible | environment)
     if done.returncode:
-        sys.exit(done.returncode)  # it has said why
+        raise SystemExit(done.returncode)  # it has said why
 
 
 if __name__ == "__main__":

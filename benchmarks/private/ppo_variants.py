@@ -12,8 +12,9 @@ the SFT model and the trained one every question of `--test` with `looper-eval`.
     random_coherence           correctness, and for a right completion random numbers in coherence's place
     random                     random numbers for everything
 
-Finished runs are not repeated. `--dev` picks each run's checkpoint; the comparison is on `--test` alone.
-Prints and writes `<out>/variants.{json,md}`: accuracies, paired differences, and every run's curve.
+Finished runs are not repeated. `--dev` picks each run's checkpoint (unless `--set result=last`); the
+comparison is on `--test` alone. Prints and writes `<out>/variants.{json,md}`: accuracies, paired differences,
+every run's curve and its evaluations on `--dev` against the start, those of a run that was cut short too.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ sys.path.insert(0, str(ROOT / "scripts/demo"))
 
 import run as demo  # noqa: E402
 
+from looper_eval.statistics import PairedTable, mcnemar_exact  # noqa: E402
+
 WITHOUT_COHERENCE = "[scorer.reward]\ncoherence = 0.0\n"
 WITHOUT_CORRECTNESS = "[scorer.reward]\ncorrect = 0.0\nwrong = 0.0\n"
 COHERENCE_WEIGHT = 0.7
@@ -54,7 +57,7 @@ VARIANTS: dict[str, tuple[str, str | list[str]]] = {
 CURVE = (
     "step", "correct_rate", "reward_mean", "s_end", "s_path", "s_cf", "s_wm", "kl_k1_per_completion",
     "entropy", "explained_variance", "length_mean", "truncation_rate", "distinct_answers_mean",
-    "clip_fraction", "update_kl_k3", "dev_accuracy", "seconds",
+    "clip_fraction", "update_kl_k3", "dev_accuracy", "step_seconds",
 )  # fmt: skip
 
 
@@ -96,6 +99,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--service-device", default="cpu", help="where the service embeds")
     parser.add_argument("--service-settings", default="", help="TOML put first in its settings")
     parser.add_argument("--service-backend", default="auto", help="how the service embeds")
+    parser.add_argument(
+        "--dev-alone", action="store_true", help="leave looper-eval out: `--dev` in the run says it"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=256, help="of the evaluation")
     parser.add_argument("--eval-batch", type=int, default=32)
     parser.add_argument("--commit", default=None)
@@ -110,7 +116,7 @@ def train_and_evaluate(options: argparse.Namespace, variant: str, seed: int, dev
     """
     name = "-".join(filter(None, (options.label, variant, str(seed))))
     out = options.out / name
-    if (out / "eval/summary.json").is_file():
+    if (out / "seconds").is_file():
         return
     mode, reward = VARIANTS[variant]
     (out / "logs").mkdir(parents=True, exist_ok=True)
@@ -138,6 +144,10 @@ def train_and_evaluate(options: argparse.Namespace, variant: str, seed: int, dev
         if (out / "ppo/checkpoints").exists():
             ppo += ["--resume", "true"]
         logged(out / "logs/ppo.log", ppo, environment | client)
+    if options.dev_alone:
+        (out / "seconds").write_text(f"{time.monotonic() - began:.0f}")
+        write_results(options)
+        return
     evaluate = [
         *demo.module("looper_eval.cli"), "run", "--model", f"sft={options.sft}",
         "--model", f"ppo={out / 'ppo/merged'}", "--dataset", options.test, "--out", out / "eval",
@@ -159,7 +169,7 @@ def logged(log: Path, command: Sequence[object], environment: dict[str, str]) ->
 
 def write_results(options: argparse.Namespace) -> None:
     """`variants.json` and `variants.md` of every finished run in `--out`."""
-    found = [result(path.parents[1]) for path in sorted(options.out.glob("*/eval/summary.json"))]
+    found = [result(path.parents[1]) for path in sorted(options.out.glob("*/ppo/metrics.jsonl"))]
     stamp = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "machine": machine(),
@@ -170,7 +180,11 @@ def write_results(options: argparse.Namespace) -> None:
     lines = [
         "| run | SFT | PPO | PPO - SFT, points (95% interval) | exact McNemar p | n | steps | seconds |",
         "|---|---|---|---|---|---|---|---|",
-        *map(row, found),
+        *map(row, filter(lambda run: "pairs" in run, found)),
+        "",
+        "| run | step | dev | gained | lost | exact McNemar p |",
+        "|---|---|---|---|---|---|",
+        *(dev_row(run["run"], one) for run in found for one in run["dev"]),
     ]
     (options.out / "variants.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines), flush=True)
@@ -178,20 +192,36 @@ def write_results(options: argparse.Namespace) -> None:
 
 def result(out: Path) -> dict[str, Any]:
     """What is kept of one run."""
-    summary = json.loads((out / "eval/summary.json").read_text())
-    for model in summary["models"]:
-        model.pop("place", None)
+    evaluated: dict[str, Any] = {}
+    if (out / "eval/summary.json").is_file():
+        summary = json.loads((out / "eval/summary.json").read_text())
+        for model in summary["models"]:
+            model.pop("place", None)
+        evaluated = {name: summary[name] for name in ("models", "pairs", "n")}
+        evaluated["chosen"] = json.loads((out / "ppo/result.json").read_text())["from_step"]
     lines = [json.loads(line) for line in (out / "ppo/metrics.jsonl").read_text().splitlines()]
     return {
         "run": out.name,
         "seconds": int((out / "seconds").read_text()) if (out / "seconds").is_file() else None,
-        "models": summary["models"],
-        "pairs": summary["pairs"],
-        "n": summary["n"],
+        **evaluated,
         "settings": without_paths(tomllib.loads((out / "ppo/config.toml").read_text())["ppo"]),
-        "chosen": json.loads((out / "ppo/result.json").read_text())["from_step"],
+        "dev": evaluations(out / "ppo/dev.jsonl"),
         "curve": [{key: line[key] for key in CURVE if line.get(key) is not None} for line in lines],
     }
+
+
+def evaluations(file: Path) -> list[dict[str, Any]]:
+    """The evaluations of a run on its dev questions, each beside the first, which is of the SFT model."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    found = []
+    for one in rows:
+        pairs = list(zip(rows[0]["solved"], one["solved"], strict=True))
+        lost, gained = pairs.count(("1", "0")), pairs.count(("0", "1"))
+        p = mcnemar_exact(PairedTable(pairs.count(("1", "1")), lost, gained, pairs.count(("0", "0"))))
+        found.append(
+            {"step": one["step"], "accuracy": one["accuracy"], "gained": gained, "lost": lost, "p": p}
+        )
+    return found
 
 
 def without_paths(settings: dict[str, Any]) -> dict[str, Any]:
@@ -209,6 +239,12 @@ def row(run: dict[str, Any]) -> str:
         f"| {100 * pair['difference']:+.1f} ({low:+.1f}, {high:+.1f}) | {pair['p']:.2g} | {run['n']} "
         f"| {run['curve'][-1]['step']} | {run['seconds']} |"
     )
+
+
+def dev_row(run: str, one: dict[str, Any]) -> str:
+    """One evaluation of a run on its dev questions."""
+    accuracy = f"{100 * one['accuracy']:.1f}%"
+    return f"| {run} | {one['step']} | {accuracy} | {one['gained']} | {one['lost']} | {one['p']:.2g} |"
 
 
 def machine() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +34,20 @@ def test_each_step_says_what_is_left_by_the_mean_of_the_last_steps(tmp_path: Pat
         "step 4/5  20.0 s  at most 0:00:20 left",
         "step 5/5  20.0 s",
     ]
+
+
+def test_an_evaluation_is_kept_question_by_question_and_compared_with_the_start(tmp_path: Path) -> None:
+    with RunLog(tmp_path, 9, 0) as log:
+        assert log.dev(0, [True, False, False, True]) == {"dev_accuracy": 0.5}
+        assert log.dev(3, [True, True, True, False]) == {
+            "dev_accuracy": 0.75, "dev_gained": 2, "dev_lost": 1,
+        }  # fmt: skip
+    with (tmp_path / "dev.jsonl").open("a") as file:
+        file.write('{"step": 6, "accuracy": 0.25, "solv')  # a kill cut it short
+    with RunLog(tmp_path, 9, 5) as log:  # resumed from step 5
+        assert log.dev(6, [False, False, False, True])["dev_lost"] == 1
+    kept = [json.loads(line) for line in (tmp_path / "dev.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["solved"]) for row in kept] == [(0, "1001"), (3, "1110"), (6, "0001")]
+    with RunLog(tmp_path, 9, 2) as log:  # a run that goes back forgets what came after
+        pass
+    assert len((tmp_path / "dev.jsonl").read_text().splitlines()) == 1

@@ -177,7 +177,8 @@ def _records(
     with ThreadPoolExecutor(max_workers=1) as scoring, _closing_on_error(client):
         size = config.questions_per_batch
         if config.sampler == "vllm":  # a server needs more at a time; the client cuts it into requests again
-            size = max(size, _BATCHES_IN_FLIGHT * config.vllm_connections)
+            servers = len(config.vllm_urls) or config.vllm_servers
+            size = max(size, _BATCHES_IN_FLIGHT * config.vllm_connections * servers)
         for step, start in enumerate(range(0, len(problems), size)):
             batch = _sample(config, problems[start : start + size], sampler, params)
             questions = [as_question(problem, completions) for problem, _, completions in batch]

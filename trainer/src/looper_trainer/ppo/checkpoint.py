@@ -31,6 +31,7 @@ FREE_ON_RESUME = frozenset(
         "steps",
         "patience",
         "max_minutes",
+        "result",
         "save_every",
         "keep_checkpoints",
         "merge",
@@ -150,10 +151,10 @@ def load_checkpoint(
 def export(state: TrainState, policy: Policy, config: PPOConfig) -> int:
     """Put the result into `policy` and into `config.output`; returns the step it is from.
 
-    The result is the best checkpoint where dev accuracy was measured, else the last state: `adapter/`, or
-    with every weight trained a plain folder `merged/`, and `value_head.safetensors`.
+    The result is the best checkpoint where dev accuracy was measured and `result` says so, else the last
+    state: `adapter/`, or with every weight trained a plain folder `merged/`, and `value_head.safetensors`.
     """
-    chosen = state.step if state.best_step is None else state.best_step
+    chosen = state.step if state.best_step is None or config.result == "last" else state.best_step
     source = step_folder(config.output, chosen)
     if chosen != state.step:
         policy.load_saved(source)

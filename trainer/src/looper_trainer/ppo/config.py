@@ -179,8 +179,10 @@ class PPOConfig(SamplerOptions):
     """of dev_file, the first N; 0: all"""
     patience: Count = 0
     """evaluations without a better accuracy that end the run; 0: never"""
+    result: Literal["best", "last"] = "best"
+    """the checkpoint of the best dev accuracy; or the last, which dev_file can still judge without bias"""
     max_minutes: Rate | None = None
-    """end the run after the step in which so many minutes are over; --resume goes on"""
+    """end the run after the step in which so many minutes since its start are over; --resume goes on"""
     save_every: Positive = 10
     """steps between checkpoints"""
     keep_checkpoints: Positive = 2

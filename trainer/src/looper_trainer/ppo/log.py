@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -27,13 +27,16 @@ _SHOWN = (
     ("explained_variance", "explained", "{:+.2f}"),
     ("length_mean", "tokens", "{:.0f}"),
     ("dev_accuracy", "dev", "{:.1%}"),
+    ("dev_gained", "gained", "{}"),
+    ("dev_lost", "lost", "{}"),
 )
 
 _RECENT = 20  # steps whose mean says how long another one takes; evaluations are among them
 
 
 class RunLog:
-    """`metrics.jsonl` and `trajectories/` in `output`; a progress bar on a terminal, plain lines elsewhere.
+    """`metrics.jsonl`, `dev.jsonl` and `trajectories/` in `output`; a progress bar on a terminal, plain lines
+    elsewhere.
 
     Args:
         output: folder of the run.
@@ -47,6 +50,8 @@ class RunLog:
     ) -> None:
         self.output = output
         self.metrics_file = output / "metrics.jsonl"
+        self.dev_file = output / "dev.jsonl"
+        self._dev_start = ""  # which questions were solved before the first step
         self.history: list[dict[str, Any]] = []  # the metrics of every step so far
         self.console = console or Console()
         self._silent = silent
@@ -102,6 +107,23 @@ class RunLog:
         left = (self._steps - step) * sum(recent) / len(recent)
         return [f"at most {timedelta(seconds=round(left))} left"]
 
+    def dev(self, step: int, solved: Sequence[bool]) -> dict[str, float]:
+        """Keep which dev questions were solved, and say how many, also against the start: a paired test of
+        any two evaluations needs no more than that file.
+        """
+        digits = "".join("01"[right] for right in solved)
+        accuracy = sum(solved) / len(solved)
+        if not self._silent:
+            with self.dev_file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps({"step": step, "accuracy": accuracy, "solved": digits}) + "\n")
+        if not step:
+            self._dev_start = digits
+        found = {"dev_accuracy": accuracy}
+        if step and len(self._dev_start) == len(digits):
+            pairs = list(zip(self._dev_start, digits, strict=True))
+            found |= {"dev_gained": pairs.count(("0", "1")), "dev_lost": pairs.count(("1", "0"))}
+        return found
+
     def trajectories(self, step: int, records: Iterable[RolloutRecord]) -> None:
         """Write every trajectory of a step."""
         write_records(self._trajectory_file(step), records)
@@ -111,20 +133,29 @@ class RunLog:
 
     def _keep_until(self, start: int) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
-        if self.metrics_file.exists():
-            lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if _step_of(line) <= start]
-            self.history = [json.loads(line) for line in kept]
-            partial = self.metrics_file.with_name("metrics.jsonl.partial")
-            partial.write_text("".join(kept), encoding="utf-8")
-            partial.replace(self.metrics_file)
+        self.history = _cut(self.metrics_file, start)
+        evaluations = _cut(self.dev_file, start)
+        if evaluations and evaluations[0]["step"] == 0:
+            self._dev_start = str(evaluations[0]["solved"])
         for path in (self.output / "trajectories").glob("step_*.jsonl"):
             if path > self._trajectory_file(start):
                 path.unlink()
 
 
+def _cut(file: Path, start: int) -> list[dict[str, Any]]:
+    """Remove the lines of `file` that are of steps after `start`; returns what is left."""
+    if not file.exists():
+        return []
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if _step_of(line) <= start]
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    partial.replace(file)
+    return [json.loads(line) for line in kept]
+
+
 def _step_of(line: str) -> float:
-    """The step of a metrics line; infinite for one that a kill cut short."""
+    """The step of a line; infinite for one that a kill cut short."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -51,6 +51,7 @@ def run(config: PPOConfig) -> None:
     Raises:
         UserError: bad input, or a reward service that stays away; progress is saved and `--resume` goes on.
     """
+    began = time.monotonic()
     data = read_data(config)
     if config.dry_run:
         print(make_plan(config).describe(config, data.train))
@@ -60,7 +61,7 @@ def run(config: PPOConfig) -> None:
     check_fit(config)
     if ranks.rank:
         policy, _ = Policy.load(config)
-        train(config, data, policy, Elsewhere(), Elsewhere(), ranks)
+        train(config, data, policy, Elsewhere(), Elsewhere(), ranks, began)
         return
     with RewardClient.from_environment(
         run_id=config.run_name,
@@ -71,7 +72,7 @@ def run(config: PPOConfig) -> None:
     ) as client:
         client.info()  # a wrong URL or key should end the run before a model is loaded
         with policy_and_sampler(config) as (policy, sampler):
-            train(config, data, policy, sampler, client, ranks)
+            train(config, data, policy, sampler, client, ranks, began)
     if config.merge and config.train == "lora":
         del policy, sampler
         print(f"merging the adapter into {config.output / 'merged'}", flush=True)
@@ -115,18 +116,20 @@ def train(
     sampler: Sampler,
     scorer: Scorer,
     ranks: Ranks | None = None,
+    began: float | None = None,
 ) -> TrainState:
     """Train `policy` in place and leave the result in `config.output`.
 
     `sampler` must sample from `policy` itself, or be a `RemoteSampler`, which is given every new version.
-    Both are used on rank 0 alone.
+    Both are used on rank 0 alone. `began` is when `max_minutes` began, by `time.monotonic`; now by default.
 
     Raises:
         UserError: see `run`.
     """
     ranks = ranks or Alone()
     source = Source(config, data, policy, sampler, scorer)
-    deadline = time.monotonic() + 60 * (config.max_minutes or float("inf"))
+    began = time.monotonic() if began is None else began
+    deadline = began + 60 * (config.max_minutes or float("inf"))
     optimizer = make_optimizer(policy, config)
     scorer_id = ranks.from_first(lambda: source.scorer.info().scorer_id)
     state = TrainState(step=0, kl_coef=config.kl_coef, scorer_id=scorer_id)
@@ -145,9 +148,9 @@ def train(
             ranks.from_first(partial(source.publish, state.step))
             if data.dev:
                 log.say(f"step 0: answering {len(data.dev)} dev questions")
-                accuracy = ranks.from_first(source.dev_accuracy)
-                state = replace(state, best_step=0, best_accuracy=accuracy)
-                log.step({"step": 0, "policy_version": 0, "dev_accuracy": accuracy})
+                found = ranks.from_first(partial(_evaluate, 0, source, log))
+                state = replace(state, best_step=0, best_accuracy=found["dev_accuracy"])
+                log.step({"step": 0, "policy_version": 0, **found})
             ranks.from_first(partial(save_checkpoint, state, policy, optimizer, config))
         else:
             ranks.from_first(partial(source.publish, state.step))
@@ -173,7 +176,7 @@ def train(
             last = state.step == config.steps or late
             if data.dev and (state.step % config.eval_every == 0 or last):
                 with watch.part("eval"):
-                    metrics["dev_accuracy"] = ranks.from_first(source.dev_accuracy)
+                    metrics |= ranks.from_first(partial(_evaluate, state.step, source, log))
                 state, improved = _after_evaluation(state, metrics["dev_accuracy"])
                 if collapses([*log.history, metrics]):
                     metrics["collapse_alarm"] = True
@@ -193,6 +196,10 @@ def train(
         what = "merged" if config.train == "full" else "adapter"
         log.say(f"wrote {config.output / what} from step {chosen}")
     return state
+
+
+def _evaluate(step: int, source: Source, log: RunLog) -> dict[str, float]:
+    return log.dev(step, source.dev_solved())
 
 
 def _after_evaluation(state: TrainState, accuracy: float) -> tuple[TrainState, bool]:

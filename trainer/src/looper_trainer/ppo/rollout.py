@@ -173,13 +173,12 @@ def pass_rates(rollouts: Sequence[RolloutRecord]) -> Mapping[str, float]:
     }
 
 
-def greedy_accuracy(sampler: Sampler, problems: Sequence[Problem], max_new_tokens: int) -> float:
-    """Share of `problems` whose greedy completion states the gold answer."""
+def solved_greedily(sampler: Sampler, problems: Sequence[Problem], max_new_tokens: int) -> list[bool]:
+    """Of each problem, whether its greedy completion states the gold answer."""
     prompts = [sampler.encode(format_prompt(problem.question)) for problem in problems]
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=0.0)
     completions = sampler.sample(prompts, params, [[0]] * len(prompts))
-    right = [
+    return [
         answers_match(group[0].text, problem.answer)
         for group, problem in zip(completions, problems, strict=True)
     ]
-    return sum(right) / len(right)

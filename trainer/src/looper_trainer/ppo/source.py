@@ -10,7 +10,7 @@ from looper_trainer.ppo.config import PPOConfig
 from looper_trainer.ppo.data import Data
 from looper_trainer.ppo.policy import Policy
 from looper_trainer.ppo.publish import publish
-from looper_trainer.ppo.rollout import greedy_accuracy
+from looper_trainer.ppo.rollout import solved_greedily
 from looper_trainer.ppo.scoring import Scorer
 from looper_trainer.ppo.step import Samples, collect
 from looper_trainer.sampling.base import Sampler
@@ -41,9 +41,9 @@ class Source:
             self._ahead = step + 1, _in_background(self, step + 1)
         return samples
 
-    def dev_accuracy(self) -> float:
-        """Greedy accuracy of the published policy on the dev questions."""
-        return greedy_accuracy(self.sampler, self.data.dev, self.config.max_new_tokens)
+    def dev_solved(self) -> list[bool]:
+        """Which dev questions the published policy solves greedily."""
+        return solved_greedily(self.sampler, self.data.dev, self.config.max_new_tokens)
 
     def _collect(self, step: int) -> Samples:
         return collect(step, self._version, self.config, self.data, self.policy, self.sampler, self.scorer)

@@ -30,6 +30,7 @@ from looper_trainer.errors import UserError
 
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the only ones vLLM allocates
 _LOADER_THREADS = 8
+_VLLM_SHARE = 0.9  # of the GPU's memory, where nothing is said
 _SAY_EVERY_S = 20.0
 
 
@@ -118,13 +119,12 @@ class VLLMSettings(BaseModel):
         cards = [card.strip() for card in self.devices.split(",")] if self.devices else []
         here = math.ceil(self.servers / max(len(cards), 1))  # servers on a card
         each = max(len(cards) // self.servers, 1)  # cards of a server
-        found = []
+        share, found = self.gpu_memory_utilization, []
         for number in range(self.servers):
             first = number * each % max(len(cards), 1)
-            share = self.gpu_memory_utilization
             more = {
                 "devices": ",".join(cards[first : first + each]) if cards else self.devices,
-                "gpu_memory_utilization": share and share / here,
+                "gpu_memory_utilization": share if here == 1 else (share or _VLLM_SHARE) / here,
                 "seed": self.seed + number,
             }
             found.append(self.model_copy(update=more))
@@ -300,7 +300,9 @@ class VLLMServer:
                 f"{self.settings.python} has no vLLM (pip install 'looper-trainer[vllm]' there, "
                 "or name another interpreter with the setting python)"
             )
+        # The front end's last word is that the engine failed; the engine's own, before it, says why.
         telling = [line for line in lines if "Error" in line or "error:" in line]
+        telling = [line for line in telling if "See root cause above" not in line] or telling
         return (telling or lines or ["it wrote nothing"])[-1][-300:]
 
 

@@ -271,7 +271,8 @@ def main() -> None:
     if args.model == "broken":
         raise ValueError("Error: no such model: broken")
     if _told("FAKE_VLLM_FAIL"):
-        raise AssertionError("Error in memory profiling")
+        print("AssertionError: Error in memory profiling", flush=True)  # the engine's process
+        raise RuntimeError("Engine core initialization failed. See root cause above.")
     helper = subprocess.Popen(["sleep", "300"])  # vLLM's engine is a process of its own
     print("fake vllm", os.getpid(), "helper", helper.pid, rest, flush=True)
     assert args.host == "127.0.0.1"
