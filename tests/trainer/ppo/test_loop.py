@@ -100,6 +100,14 @@ def test_a_reward_that_ignores_the_text_leaves_the_policy_near_its_reference(
     assert metrics_of(config)[-1]["kl_k1_per_completion"] < 0.1
 
 
+def test_a_run_in_bfloat16_learns_and_evaluates(ppo_config: PPOConfig, problems: list[Problem]) -> None:
+    config = ppo_config.model_copy(update={"dtype": "bfloat16", "dev_file": Path("dev"), "steps": 25})
+    go(config, problems, CountingScorer("7"), dev=2)
+    lines = metrics_of(config)[1:]
+    assert [line["first_ratio_min"] for line in lines] == [1.0] * 25
+    assert sum(line["reward_mean"] for line in lines[-5:]) / 5 > 0.3 > 0.15 > lines[0]["reward_mean"]
+
+
 def test_every_step_begins_with_ratio_exactly_one_and_agrees_with_its_sampler(
     ppo_config: PPOConfig, problems: list[Problem]
 ) -> None:

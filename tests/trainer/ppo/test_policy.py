@@ -7,6 +7,8 @@ from typing import Literal
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from looper_trainer.errors import CheckpointError
 from looper_trainer.ppo.batch import MicroBatch, Row, micro_batch, plan_micro_batches, plan_packs
@@ -204,3 +206,39 @@ def test_frozen_weights_that_left_and_returned_are_the_same_bits(train: Literal[
         policy.return_to_gpu()  # once is enough
         assert torch.equal(policy(batch).logprobs_nT, before.logprobs_nT)
         assert torch.equal(policy.ref_logprobs(batch), reference)
+
+
+class Casts(TorchDispatchMode):
+    """Counts copies of bfloat16 tensors to float32."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and kwargs.get("dtype") == torch.float32:
+            self.count += args[0].dtype == torch.bfloat16
+        return func(*args, **kwargs)
+
+
+def test_in_bfloat16_no_adapter_copies_its_input_and_no_bit_changes() -> None:
+    found = {}
+    for casting in (False, True):
+        model = make_model().to(torch.bfloat16).requires_grad_(False).eval()
+        policy = Policy(model, lora_rank=4, lora_alpha=8)
+        generator = torch.Generator().manual_seed(1)
+        for weight in policy.adapter_parameters():
+            weight.data.copy_(0.1 * torch.randn(weight.shape, generator=generator))
+        adapted = [module for module in policy.modules() if isinstance(module, BaseTunerLayer)]
+        if casting:  # as PEFT leaves it
+            for module in adapted:
+                module.cast_input_dtype_enabled = True
+        with Casts() as casts:
+            output = policy(whole_batch(make_rows()))
+        output.logprobs_nT.sum().backward()
+        gradients = [weight.grad for weight in policy.adapter_parameters()]
+        assert all(gradient.any() for gradient in gradients)
+        found[casting] = (casts.count, output.logprobs_nT, gradients)
+    assert found[True][0] - found[False][0] == len(adapted) == 14
+    assert torch.equal(found[True][1], found[False][1])
+    for cast, not_cast in zip(found[True][2], found[False][2], strict=True):
+        assert torch.equal(cast, not_cast)

@@ -82,6 +82,8 @@ class Policy(nn.Module):
             base.requires_grad_(True)
         else:
             self.model = _with_adapter(base, lora_rank, lora_alpha, lora_rslora)
+            if self.compute_dtype == torch.bfloat16:
+                _leave_inputs_to_autocast(self.model)
             self.causal_lm = self.reference = self.model.get_base_model()
         hidden_size = int(self.causal_lm.config.get_text_config().hidden_size)
         self.value_head = nn.Linear(hidden_size, 1, dtype=torch.float32, device=base.device)
@@ -315,6 +317,15 @@ def _with_adapter(base: PreTrainedModel, rank: int, alpha: int, rslora: bool) ->
         use_rslora=rslora,
     )
     return get_peft_model(base, lora)
+
+
+def _leave_inputs_to_autocast(model: Any) -> None:
+    """Keep PEFT from copying an adapter's input to float32 for autocast to copy it back: the same bits."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False
 
 
 def _unpack(x_N: Tensor, batch: MicroBatch) -> Tensor:

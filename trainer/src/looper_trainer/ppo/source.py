@@ -43,7 +43,8 @@ class Source:
 
     def dev_solved(self) -> list[bool]:
         """Which dev questions the published policy solves greedily."""
-        return solved_greedily(self.sampler, self.data.dev, self.config.max_new_tokens)
+        with self.policy.precision():
+            return solved_greedily(self.sampler, self.data.dev, self.config.max_new_tokens)
 
     def _collect(self, step: int) -> Samples:
         return collect(step, self._version, self.config, self.data, self.policy, self.sampler, self.scorer)
