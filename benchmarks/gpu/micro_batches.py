@@ -4,7 +4,7 @@
 
 A model of SmolLM2-135M's shape (random weights, all trained) and rows of GSM8K's lengths: 64 questions with 8
 completions, 4 optimizer steps. For each size: seconds of `measure` (old logprobs, reference, values) and of
-`update`, the median of --rounds after one that warms up; and the GPU's busy share of an update, by the
+`update`, the median of --rounds after one that warms up; and the GPU's busy share of both, by the
 profiler's sum of kernel times over the unprofiled seconds. A small share says that launching kernels, not the
 GPU, is what takes the time: larger micro-batches then cost almost nothing but memory.
 """
