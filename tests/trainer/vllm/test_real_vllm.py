@@ -347,7 +347,7 @@ def test_a_server_without_a_tokenizer_gives_the_same_completions(
 def whole_sampler(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMSampler]:
     settings = VLLMSettings(
         python=Path(PYTHON or ""), dtype="float32", max_model_len=MAX_LENGTH, max_num_seqs=32,
-        lora=False, whole_weights=True, compilation="eager", start_timeout_s=300,
+        lora=False, whole_weights=True, compilation="eager", start_timeout_s=300, servers=2,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
@@ -360,7 +360,7 @@ def whole_sampler(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
             yield sampler
 
 
-def test_whole_weights_that_were_loaded_are_the_ones_that_sample(
+def test_whole_weights_that_were_loaded_are_the_ones_that_sample_on_each_server(
     model_folder: Path, whole_sampler: VLLMSampler, tmp_path: Path
 ) -> None:
     import torch
