@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,12 @@ from looper_trainer.rollouts import Progress, RolloutsConfig, policy_id, run, tr
 from looper_trainer.sampling.base import SamplingParams
 from looper_trainer.sampling.transformers import load_sampler
 from looper_trainer.testing import FakeRewardServer
+
+_spec = importlib.util.spec_from_file_location(
+    "fake_vllm", Path(__file__).parent / "vllm/fake_site/vllm/entrypoints/openai/api_server.py"
+)
+fake_vllm = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fake_vllm)
 
 PROBLEMS = [
     Problem(id=f"p/{n}", question=f"Ann has {n} apples. How many?", answer=str(n), cot=f"She has {n}.")
@@ -231,6 +239,70 @@ def test_small_limits_of_the_service_change_no_record(
     again = changed(config, output=config.output.with_name("again.jsonl"), questions_per_batch=10)
     run(again)
     assert again.output.read_bytes() == config.output.read_bytes()
+
+
+class Watched(list):
+    """Requests to vLLM, and how many the reward service had had when each arrived."""
+
+    def __init__(self, server: FakeRewardServer) -> None:
+        self.server, self.scored = server, []
+
+    def append(self, request: dict[str, Any]) -> None:
+        self.scored.append(sum(len(one.questions) for one in self.server.requests))
+        super().append(request)
+
+
+def first_token(config: RolloutsConfig) -> int:
+    """Of every prompt; the fake's delays go by it."""
+    return load_sampler(config.model, device="cpu").encode(format_prompt(PROBLEMS[0].question))[0]
+
+
+def test_with_vllm_questions_are_scored_while_others_are_sampled_and_stay_in_order(
+    config: RolloutsConfig, server: FakeRewardServer
+) -> None:
+    with fake_vllm.FakeVLLM(model=config.model) as vllm:
+        vllm.requests = Watched(server)
+        vllm.faults = [500]  # of the check at the start, which is repeated
+        streamed = changed(
+            config, sampler="vllm", vllm_urls=(vllm.url,), vllm_connections=1, vllm_seeded=True
+        )
+        vllm.delay = {first_token(config): 0.1}
+        run(streamed)
+        asked = {tuple(request["prompt"]): request for request in vllm.sampled()}
+        assert vllm.requests.scored[-1] >= 6  # of the ten, when the last was asked
+    records = read_records(config.output, RolloutRecord)
+    assert [record.id for record in records] == [problem.id for problem in PROBLEMS]
+    assert len(asked) == len(PROBLEMS)
+    encode = load_sampler(config.model, device="cpu").encode
+    for record in records:
+        prompt = encode(format_prompt(record.question))
+        for trajectory in record.trajectories:
+            expected = fake_vllm.completion("base", prompt, trajectory.seed, 12)
+            assert trajectory.output == expected["text"]
+            assert trajectory.reward is not None
+
+
+def test_a_service_that_goes_away_ends_the_sampling_and_keeps_what_was_scored(
+    config: RolloutsConfig, server: FakeRewardServer
+) -> None:
+    with fake_vllm.FakeVLLM(model=config.model) as vllm:
+        streamed = changed(
+            config, sampler="vllm", vllm_urls=(vllm.url,), vllm_connections=1, vllm_seeded=True
+        )
+        real = server._response
+
+        def fail_after_third(request: Any, digest: str) -> Any:
+            if len(server.requests) == 2:  # this one is answered
+                server.faults.unavailable = 1000
+            return real(request, digest)
+
+        server._response = fail_after_third  # type: ignore[method-assign]
+        vllm.delay = {first_token(config): 0.1}  # so that one batch is scored before the next is whole
+        with pytest.raises(RewardUnavailable):
+            run(streamed)
+        assert "vllm-sampler" not in {thread.name for thread in threading.enumerate()}
+    done = read_records(config.output.with_name("r.jsonl.partial"), RolloutRecord)
+    assert [record.id for record in done] == [problem.id for problem in PROBLEMS[:9]]
 
 
 def test_seeds_differ_by_question_place_and_run_and_by_nothing_else() -> None:

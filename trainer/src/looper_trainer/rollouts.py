@@ -12,10 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,7 +37,7 @@ from looper_trainer.config import save_resolved
 from looper_trainer.errors import DataError
 from looper_trainer.folders import require_checkpoint
 from looper_trainer.reward_client import RewardClient, as_question
-from looper_trainer.sampling.base import Completion, Sampler, SamplingParams
+from looper_trainer.sampling.base import Completion, Sampler, SamplingParams, StreamingSampler
 from looper_trainer.sampling.options import SamplerOptions
 from looper_trainer.sampling.vllm import VLLMSampler
 from looper_trainer.service_arms import REQUEST_TIMEOUT_S, service_records
@@ -77,7 +78,7 @@ _FREE = frozenset(
     {"output", "sample_batch_size", "questions_per_batch", "give_up_after_s", "run_id", "limit"}
     | {name for name in SamplerOptions.model_fields if name.startswith("vllm_") and name != "vllm_seeded"}
 )
-_BATCHES_IN_FLIGHT = 4  # of all connections of a server, in one call: little idles while the last ones end
+_SCORE_CONNECTIONS = 4
 
 
 def run(config: RolloutsConfig) -> None:
@@ -171,22 +172,57 @@ def _records(
     client: RewardClient,
     made_by: str,
 ) -> Iterator[RolloutRecord]:
-    """A record for each problem, in order; a batch is scored while the next one is sampled."""
+    """A record for each problem, in order, as soon as it and all before it are scored.
+
+    Questions are scored in batches while others are sampled. A streaming sampler is asked for all of them at
+    once, with consecutive seeds, which make one request of a question: nothing waits for the slowest of a
+    batch.
+    """
     params = SamplingParams(config.max_new_tokens, config.temperature, config.top_p)
-    waiting: tuple[_Batch, Future[dict[str, ScoredQuestion | FailedQuestion]]] | None = None
-    with ThreadPoolExecutor(max_workers=1) as scoring, _closing_on_error(client):
-        size = config.questions_per_batch
-        if config.sampler == "vllm":  # a server needs more at a time; the client cuts it into requests again
-            servers = len(config.vllm_urls) or config.vllm_servers
-            size = max(size, _BATCHES_IN_FLIGHT * config.vllm_connections * servers)
-        for step, start in enumerate(range(0, len(problems), size)):
-            batch = _sample(config, problems[start : start + size], sampler, params)
-            questions = [as_question(problem, completions) for problem, _, completions in batch]
-            if waiting is not None:
-                yield from _finished(config, *waiting, client, made_by)
-            waiting = (batch, scoring.submit(client.score, questions, step=step, purpose=Purpose.ROLLOUT))
-        if waiting is not None:
-            yield from _finished(config, *waiting, client, made_by)
+    seeds = _seeds(config, problems)
+    prompts = [sampler.encode(format_prompt(problem.question)) for problem in problems]
+    if isinstance(sampler, StreamingSampler):
+        whole = sampler.sample_iter(prompts, params, seeds)
+    else:
+        whole = _in_batches(sampler, prompts, params, seeds, config.questions_per_batch)
+    jobs: dict[int, tuple[list[Completion], Future[dict[str, ScoredQuestion | FailedQuestion]]]] = {}
+    fresh: list[tuple[int, list[Completion]]] = []
+    due = sent = 0
+    with ThreadPoolExecutor(_SCORE_CONNECTIONS) as scoring, _closing_on_error(client), closing(whole):
+        for found in chain(whole, [None]):
+            if found is not None:
+                fresh.append(found)
+            if len(fresh) == config.questions_per_batch or (found is None and fresh):
+                questions = [as_question(problems[i], completions) for i, completions in fresh]
+                job = scoring.submit(client.score, questions, step=sent, purpose=Purpose.ROLLOUT)
+                jobs.update((i, (completions, job)) for i, completions in fresh)
+                fresh, sent = [], sent + 1
+            while due in jobs and (found is None or jobs[due][1].done()):
+                completions, job = jobs.pop(due)
+                result = job.result()[problems[due].id]
+                yield _record(config, problems[due], seeds[due], completions, result, client, made_by)
+                due += 1
+
+
+def _seeds(config: RolloutsConfig, problems: Sequence[Problem]) -> list[list[int]]:
+    k = config.samples_per_question
+    if config.sampler == "vllm":
+        firsts = [trajectory_seed(config.seed, problem.id, 0) >> 1 for problem in problems]  # room for + j
+        return [[first + index for index in range(k)] for first in firsts]
+    return [[trajectory_seed(config.seed, p.id, index) for index in range(k)] for p in problems]
+
+
+def _in_batches(
+    sampler: Sampler,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    seeds: Sequence[Sequence[int]],
+    size: int,
+) -> Generator[tuple[int, list[Completion]]]:
+    """What a streaming sampler's `sample_iter` yields, from one that is not."""
+    for start in range(0, len(prompts), size):
+        rows = sampler.sample(prompts[start : start + size], params, seeds[start : start + size])
+        yield from enumerate(rows, start)
 
 
 @contextmanager
@@ -199,55 +235,38 @@ def _closing_on_error(client: RewardClient) -> Iterator[None]:
         raise
 
 
-_Batch = list[tuple[Problem, list[int], list[Completion]]]
-
-
-def _sample(
-    config: RolloutsConfig, problems: Sequence[Problem], sampler: Sampler, params: SamplingParams
-) -> _Batch:
-    k = config.samples_per_question
-    if config.sampler == "vllm":  # consecutive seeds make one request of a question
-        firsts = [trajectory_seed(config.seed, problem.id, 0) >> 1 for problem in problems]
-        seeds = [[first + index for index in range(k)] for first in firsts]
-    else:
-        seeds = [[trajectory_seed(config.seed, p.id, index) for index in range(k)] for p in problems]
-    prompts = [sampler.encode(format_prompt(problem.question)) for problem in problems]
-    return list(zip(problems, seeds, sampler.sample(prompts, params, seeds), strict=True))
-
-
-def _finished(
+def _record(
     config: RolloutsConfig,
-    batch: _Batch,
-    scores: Future[dict[str, ScoredQuestion | FailedQuestion]],
+    problem: Problem,
+    seeds: Sequence[int],
+    completions: Sequence[Completion],
+    result: ScoredQuestion | FailedQuestion,
     client: RewardClient,
     made_by: str,
-) -> Iterator[RolloutRecord]:
-    results = scores.result()
-    for problem, seeds, completions in batch:
-        result = results[problem.id]
-        scored = isinstance(result, ScoredQuestion)
-        rewards = {arm.id: arm.reward for arm in result.arms} if isinstance(result, ScoredQuestion) else {}
-        yield RolloutRecord(
-            id=problem.id,
-            question=problem.question,
-            gold_answer=problem.answer,
-            trajectories=tuple(
-                Trajectory(
-                    output=completion.text,
-                    final_answer=extract_answer(completion.text),
-                    reward=rewards.get(str(index)),
-                    finish_reason=completion.finish_reason,
-                    tokens_out=len(completion.token_ids),
-                    seed=seed if config.seeded else None,
-                )
-                for index, (seed, completion) in enumerate(zip(seeds, completions, strict=True))
-            ),
-            scores=result.scores if isinstance(result, ScoredQuestion) else None,
-            policy=made_by,
-            scorer_id=client.scorer_id if scored else None,
-            reward_mode=config.reward_mode.value,
-            contract=CONTRACT_VERSION,
-        )
+) -> RolloutRecord:
+    scored = isinstance(result, ScoredQuestion)
+    rewards = {arm.id: arm.reward for arm in result.arms} if isinstance(result, ScoredQuestion) else {}
+    return RolloutRecord(
+        id=problem.id,
+        question=problem.question,
+        gold_answer=problem.answer,
+        trajectories=tuple(
+            Trajectory(
+                output=completion.text,
+                final_answer=extract_answer(completion.text),
+                reward=rewards.get(str(index)),
+                finish_reason=completion.finish_reason,
+                tokens_out=len(completion.token_ids),
+                seed=seed if config.seeded else None,
+            )
+            for index, (seed, completion) in enumerate(zip(seeds, completions, strict=True))
+        ),
+        scores=result.scores if isinstance(result, ScoredQuestion) else None,
+        policy=made_by,
+        scorer_id=client.scorer_id if scored else None,
+        reward_mode=config.reward_mode.value,
+        contract=CONTRACT_VERSION,
+    )
 
 
 def _partial_file(config: RolloutsConfig) -> Path:

@@ -10,7 +10,6 @@ import hashlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from looper_schemas.answers import answers_match, extract_answer
 from looper_schemas.prompt import format_prompt
@@ -18,7 +17,7 @@ from looper_schemas.records import Problem, RolloutRecord, Trajectory
 from looper_schemas.scoring import FailedQuestion, ScoredQuestion
 from looper_trainer.errors import DataError
 from looper_trainer.ppo.batch import Row
-from looper_trainer.sampling.base import Completion, Sampler, SamplingParams
+from looper_trainer.sampling.base import Completion, Sampler, SamplingParams, StreamingSampler
 
 
 @dataclass(frozen=True)
@@ -61,17 +60,6 @@ def completion_seed(seed: int, step: int, question_id: str, sample: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-@runtime_checkable
-class StreamingSampler(Sampler, Protocol):
-    """A sampler that tells of each prompt as soon as its completions are whole."""
-
-    def sample_iter(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[Sequence[int]]
-    ) -> Iterator[tuple[int, list[Completion]]]:
-        """(index of a prompt, its completions), in the order in which they end."""
-        ...
-
-
 def sample_groups(
     sampler: Sampler, problems: Sequence[Problem], params: SamplingParams, k: int, step: int, seed: int
 ) -> Iterator[Group]:
@@ -80,6 +68,7 @@ def sample_groups(
     A streaming sampler is asked with consecutive seeds, which make one request of a question.
     """
     prompts = [sampler.encode(format_prompt(problem.question)) for problem in problems]
+    found: Iterator[tuple[int, list[Completion]]]
     if isinstance(sampler, StreamingSampler):
         firsts = [completion_seed(seed, step, problem.id, 0) >> 1 for problem in problems]  # room for + j
         seeds = [[first + j for j in range(k)] for first in firsts]

@@ -28,7 +28,6 @@ from looper_trainer.ppo.publish import hand_to_trainer, require_version
 from looper_trainer.ppo.ranks import Alone, Ranks
 from looper_trainer.ppo.rollout import (
     Group,
-    StreamingSampler,
     arm_rewards,
     questions_of_step,
     sample_groups,
@@ -38,7 +37,7 @@ from looper_trainer.ppo.rollout import (
 from looper_trainer.ppo.scoring import Results, Scorer, StepScores
 from looper_trainer.ppo.update import set_learning_rates, update
 from looper_trainer.reward_client import as_question
-from looper_trainer.sampling.base import Sampler, SamplingParams
+from looper_trainer.sampling.base import Sampler, SamplingParams, StreamingSampler
 
 # Below this share of scored questions a step is never trained on, whatever `on_unscored` says.
 SCORED_SHARE_NEEDED = 0.9

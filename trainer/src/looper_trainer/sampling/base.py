@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -58,4 +58,15 @@ class Sampler(Protocol):
         A completion is a function of (prompt, params, seed) alone: which other rows share its batch
         changes nothing beyond float rounding.
         """
+        ...
+
+
+@runtime_checkable
+class StreamingSampler(Sampler, Protocol):
+    """A sampler that tells of each prompt as soon as its completions are whole."""
+
+    def sample_iter(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[Sequence[int]]
+    ) -> Generator[tuple[int, list[Completion]]]:
+        """(index of a prompt, its completions), in the order in which they end; closing it ends that."""
         ...

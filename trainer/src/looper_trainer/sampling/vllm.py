@@ -22,8 +22,9 @@ import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -239,6 +240,13 @@ class VLLMSampler:
         found += named if isinstance(named, list) else [named]
         return sorted({token for token in found if isinstance(token, int)})
 
+    def _with_texts(
+        self, results: Generator[tuple[int, list[Completion]]]
+    ) -> Generator[tuple[int, list[Completion]]]:
+        with closing(results):
+            for index, row in results:
+                yield index, [self._with_text(completion) for completion in row]
+
     def _with_text(self, completion: Completion) -> Completion:
         """`completion` of a server without a tokenizer, with its text."""
         ended = completion.finish_reason == "stop"
@@ -257,7 +265,7 @@ class VLLMSampler:
 
     def sample_iter(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[Sequence[int]]
-    ) -> Iterator[tuple[int, list[Completion]]]:
+    ) -> Generator[tuple[int, list[Completion]]]:
         """(index of a prompt, its completions in the order of its seeds), each as soon as it is whole.
 
         The adapter that is current at this call samples all of them. Sampling runs ahead of the consumer;
@@ -272,7 +280,7 @@ class VLLMSampler:
             return Run(self._links, self.settings, adapter, prompts, params, seeds, self._say).results()
         stop_ids = self._eos_ids()
         run = Run(self._links, self.settings, adapter, prompts, params, seeds, self._say, stop_ids)
-        return ((index, [self._with_text(c) for c in row]) for index, row in run.results())
+        return self._with_texts(run.results())
 
     def _drop(self, adapter: Adapter) -> None:
         for link in self._links:

@@ -12,7 +12,7 @@ import math
 import ssl
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -70,7 +70,7 @@ class Run:
         self._work: asyncio.Queue[_Request] = asyncio.Queue()
         self._left = len(self._requests)
 
-    def results(self) -> Iterator[tuple[int, list[Completion]]]:
+    def results(self) -> Generator[tuple[int, list[Completion]]]:
         """What `sample_iter` yields."""
         yield from ((index, []) for index, row in enumerate(self._found) if not row)
         if not self._requests:
