@@ -205,23 +205,16 @@ def result(out: Path) -> dict[str, Any]:
         "seconds": int((out / "seconds").read_text()) if (out / "seconds").is_file() else None,
         **evaluated,
         "settings": without_paths(tomllib.loads((out / "ppo/config.toml").read_text())["ppo"]),
-        "dev": evaluations(out / "ppo/dev.jsonl"),
+        "dev": [evaluation(line) for line in lines if line.get("dev_accuracy") is not None],
         "curve": [{key: line[key] for key in CURVE if line.get(key) is not None} for line in lines],
     }
 
 
-def evaluations(file: Path) -> list[dict[str, Any]]:
-    """The evaluations of a run on its dev questions, each beside the first, which is of the SFT model."""
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    found = []
-    for one in rows:
-        pairs = list(zip(rows[0]["solved"], one["solved"], strict=True))
-        lost, gained = pairs.count(("1", "0")), pairs.count(("0", "1"))
-        p = mcnemar_exact(PairedTable(pairs.count(("1", "1")), lost, gained, pairs.count(("0", "0"))))
-        found.append(
-            {"step": one["step"], "accuracy": one["accuracy"], "gained": gained, "lost": lost, "p": p}
-        )
-    return found
+def evaluation(line: dict[str, Any]) -> dict[str, Any]:
+    """An evaluation on the dev questions beside the first, which is of the SFT model."""
+    gained, lost = line.get("dev_gained", 0), line.get("dev_lost", 0)
+    p = mcnemar_exact(PairedTable(0, lost, gained, 0))  # the discordant pairs alone count
+    return {"step": line["step"], "accuracy": line["dev_accuracy"], "gained": gained, "lost": lost, "p": p}
 
 
 def without_paths(settings: dict[str, Any]) -> dict[str, Any]:

@@ -11,16 +11,8 @@ from hypothesis import strategies as st
 from looper_schemas.records import Problem, RolloutRecord, Trajectory
 from looper_schemas.scoring import ArmReward, FailedQuestion, QuestionError, ScoredQuestion, Scores
 from looper_trainer.errors import DataError
-from looper_trainer.ppo.rollout import (
-    Group,
-    arm_rewards,
-    completion_seed,
-    pass_rates,
-    questions_of_step,
-    solvable,
-    to_record,
-    to_rows,
-)
+from looper_trainer.groups import Group, arm_rewards, to_record
+from looper_trainer.ppo.rollout import completion_seed, pass_rates, questions_of_step, solvable, to_rows
 from looper_trainer.reward_client import as_question
 from looper_trainer.sampling.base import Completion
 

@@ -12,21 +12,20 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import timedelta
-from itertools import chain
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from looper_schemas.answers import extract_answer
-from looper_schemas.prompt import format_prompt
-from looper_schemas.records import Problem, RolloutRecord, Trajectory, read_records, to_line
+from looper_schemas.records import Problem, RolloutRecord, read_records, to_line
 from looper_schemas.scoring import (
-    CONTRACT_VERSION,
     Disclosure,
     FailedQuestion,
     Purpose,
@@ -36,8 +35,9 @@ from looper_schemas.scoring import (
 from looper_trainer.config import save_resolved
 from looper_trainer.errors import DataError
 from looper_trainer.folders import require_checkpoint
+from looper_trainer.groups import Group, sample_groups, to_record
 from looper_trainer.reward_client import RewardClient, as_question
-from looper_trainer.sampling.base import Completion, Sampler, SamplingParams, StreamingSampler
+from looper_trainer.sampling.base import Sampler, SamplingParams, StreamingSampler
 from looper_trainer.sampling.options import SamplerOptions
 from looper_trainer.sampling.vllm import VLLMSampler
 from looper_trainer.service_arms import REQUEST_TIMEOUT_S, service_records
@@ -175,54 +175,37 @@ def _records(
     """A record for each problem, in order, as soon as it and all before it are scored.
 
     Questions are scored in batches while others are sampled. A streaming sampler is asked for all of them at
-    once, with consecutive seeds, which make one request of a question: nothing waits for the slowest of a
-    batch.
+    once: nothing waits for the slowest of a batch.
     """
+    groups = _groups(config, problems, sampler)
+    jobs: dict[str, tuple[Group, Future[dict[str, ScoredQuestion | FailedQuestion]]]] = {}
+
+    def record(problem: Problem) -> RolloutRecord:
+        group, job = jobs.pop(problem.id)
+        result = job.result()[problem.id]
+        scorer_id = client.scorer_id if isinstance(result, ScoredQuestion) else None
+        return to_record(group, result, made_by, scorer_id, config.reward_mode.value, config.seeded)
+
+    left = deque(problems)
+    with ThreadPoolExecutor(_SCORE_CONNECTIONS) as scoring, _closing_on_error(client), closing(groups):
+        batches = iter(lambda: list(islice(groups, config.questions_per_batch)), [])
+        for step, batch in enumerate(batches):
+            questions = [as_question(group.problem, group.completions) for group in batch]
+            job = scoring.submit(client.score, questions, step=step, purpose=Purpose.ROLLOUT)
+            jobs |= {group.problem.id: (group, job) for group in batch}
+            while left and (due := left[0].id) in jobs and jobs[due][1].done():
+                yield record(left.popleft())
+        yield from map(record, left)
+
+
+def _groups(config: RolloutsConfig, problems: Sequence[Problem], sampler: Sampler) -> Generator[Group]:
     params = SamplingParams(config.max_new_tokens, config.temperature, config.top_p)
-    seeds = _seeds(config, problems)
-    prompts = [sampler.encode(format_prompt(problem.question)) for problem in problems]
-    if isinstance(sampler, StreamingSampler):
-        whole = sampler.sample_iter(prompts, params, seeds)
-    else:
-        whole = _in_batches(sampler, prompts, params, seeds, config.questions_per_batch)
-    jobs: dict[int, tuple[list[Completion], Future[dict[str, ScoredQuestion | FailedQuestion]]]] = {}
-    fresh: list[tuple[int, list[Completion]]] = []
-    due = sent = 0
-    with ThreadPoolExecutor(_SCORE_CONNECTIONS) as scoring, _closing_on_error(client), closing(whole):
-        for found in chain(whole, [None]):
-            if found is not None:
-                fresh.append(found)
-            if len(fresh) == config.questions_per_batch or (found is None and fresh):
-                questions = [as_question(problems[i], completions) for i, completions in fresh]
-                job = scoring.submit(client.score, questions, step=sent, purpose=Purpose.ROLLOUT)
-                jobs.update((i, (completions, job)) for i, completions in fresh)
-                fresh, sent = [], sent + 1
-            while due in jobs and (found is None or jobs[due][1].done()):
-                completions, job = jobs.pop(due)
-                result = job.result()[problems[due].id]
-                yield _record(config, problems[due], seeds[due], completions, result, client, made_by)
-                due += 1
-
-
-def _seeds(config: RolloutsConfig, problems: Sequence[Problem]) -> list[list[int]]:
-    k = config.samples_per_question
-    if config.sampler == "vllm":
-        firsts = [trajectory_seed(config.seed, problem.id, 0) >> 1 for problem in problems]  # room for + j
-        return [[first + index for index in range(k)] for first in firsts]
-    return [[trajectory_seed(config.seed, p.id, index) for index in range(k)] for p in problems]
-
-
-def _in_batches(
-    sampler: Sampler,
-    prompts: Sequence[Sequence[int]],
-    params: SamplingParams,
-    seeds: Sequence[Sequence[int]],
-    size: int,
-) -> Generator[tuple[int, list[Completion]]]:
-    """What a streaming sampler's `sample_iter` yields, from one that is not."""
-    for start in range(0, len(prompts), size):
-        rows = sampler.sample(prompts[start : start + size], params, seeds[start : start + size])
-        yield from enumerate(rows, start)
+    seed_of = partial(trajectory_seed, config.seed)
+    streams = isinstance(sampler, StreamingSampler)
+    at_once = max(len(problems), 1) if streams else config.questions_per_batch
+    for start in range(0, len(problems), at_once):
+        batch = problems[start : start + at_once]
+        yield from sample_groups(sampler, batch, params, config.samples_per_question, seed_of)
 
 
 @contextmanager
@@ -233,40 +216,6 @@ def _closing_on_error(client: RewardClient) -> Iterator[None]:
     except BaseException:
         client.close()
         raise
-
-
-def _record(
-    config: RolloutsConfig,
-    problem: Problem,
-    seeds: Sequence[int],
-    completions: Sequence[Completion],
-    result: ScoredQuestion | FailedQuestion,
-    client: RewardClient,
-    made_by: str,
-) -> RolloutRecord:
-    scored = isinstance(result, ScoredQuestion)
-    rewards = {arm.id: arm.reward for arm in result.arms} if isinstance(result, ScoredQuestion) else {}
-    return RolloutRecord(
-        id=problem.id,
-        question=problem.question,
-        gold_answer=problem.answer,
-        trajectories=tuple(
-            Trajectory(
-                output=completion.text,
-                final_answer=extract_answer(completion.text),
-                reward=rewards.get(str(index)),
-                finish_reason=completion.finish_reason,
-                tokens_out=len(completion.token_ids),
-                seed=seed if config.seeded else None,
-            )
-            for index, (seed, completion) in enumerate(zip(seeds, completions, strict=True))
-        ),
-        scores=result.scores if isinstance(result, ScoredQuestion) else None,
-        policy=made_by,
-        scorer_id=client.scorer_id if scored else None,
-        reward_mode=config.reward_mode.value,
-        contract=CONTRACT_VERSION,
-    )
 
 
 def _partial_file(config: RolloutsConfig) -> Path:

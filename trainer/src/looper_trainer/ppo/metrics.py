@@ -11,11 +11,11 @@ from torch import Tensor
 
 from looper_schemas.answers import extract_answer
 from looper_schemas.scoring import FailedQuestion, ScoredQuestion
+from looper_trainer.groups import Group, arm_rewards
 from looper_trainer.ppo.experience import Experience, Measured
 from looper_trainer.ppo.gae import masked_mean
 from looper_trainer.ppo.kl import kl_k1, kl_k3
 from looper_trainer.ppo.losses import explained_variance
-from looper_trainer.ppo.rollout import Group, arm_rewards
 
 
 def collapses(lines: Sequence[Mapping[str, Any]], evaluations: int = 3) -> bool:

@@ -8,26 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
-from looper_schemas.answers import answers_match, extract_answer
+from looper_schemas.answers import answers_match
 from looper_schemas.prompt import format_prompt
-from looper_schemas.records import Problem, RolloutRecord, Trajectory
-from looper_schemas.scoring import FailedQuestion, ScoredQuestion
+from looper_schemas.records import Problem, RolloutRecord
 from looper_trainer.errors import DataError
+from looper_trainer.groups import Group
 from looper_trainer.ppo.batch import Row
-from looper_trainer.sampling.base import Completion, Sampler, SamplingParams, StreamingSampler
-
-
-@dataclass(frozen=True)
-class Group:
-    """One question and its k completions; `seeds[j]` drew `completions[j]`."""
-
-    problem: Problem
-    prompt_ids: Sequence[int]
-    completions: Sequence[Completion]
-    seeds: Sequence[int]
+from looper_trainer.sampling.base import Sampler, SamplingParams
 
 
 def questions_of_step(
@@ -60,26 +49,6 @@ def completion_seed(seed: int, step: int, question_id: str, sample: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def sample_groups(
-    sampler: Sampler, problems: Sequence[Problem], params: SamplingParams, k: int, step: int, seed: int
-) -> Iterator[Group]:
-    """`k` completions of each problem from the sampler's current policy, groups in the order they end.
-
-    A streaming sampler is asked with consecutive seeds, which make one request of a question.
-    """
-    prompts = [sampler.encode(format_prompt(problem.question)) for problem in problems]
-    found: Iterator[tuple[int, list[Completion]]]
-    if isinstance(sampler, StreamingSampler):
-        firsts = [completion_seed(seed, step, problem.id, 0) >> 1 for problem in problems]  # room for + j
-        seeds = [[first + j for j in range(k)] for first in firsts]
-        found = sampler.sample_iter(prompts, params, seeds)
-    else:
-        seeds = [[completion_seed(seed, step, problem.id, j) for j in range(k)] for problem in problems]
-        found = iter(enumerate(sampler.sample(prompts, params, seeds)))
-    for i, completions in found:
-        yield Group(problems[i], prompts[i], completions, seeds[i])
-
-
 def to_rows(groups: Sequence[Group]) -> list[Row]:
     """The completions of all groups as token rows, group by group."""
     return [
@@ -87,48 +56,6 @@ def to_rows(groups: Sequence[Group]) -> list[Row]:
         for group in groups
         for completion in group.completions
     ]
-
-
-def arm_rewards(group: Group, result: ScoredQuestion | FailedQuestion) -> list[float | None]:
-    """The reward of each completion exactly as received; None for all of a question that has no score."""
-    if isinstance(result, FailedQuestion):
-        return [None] * len(group.completions)
-    by_id = {arm.id: arm.reward for arm in result.arms}
-    return [by_id[str(j)] for j in range(len(group.completions))]
-
-
-def to_record(
-    group: Group,
-    result: ScoredQuestion | FailedQuestion,
-    policy: str,
-    scorer_id: str | None,
-    reward_mode: str,
-    seeded: bool = True,
-) -> RolloutRecord:
-    """The group with its rewards, for the trajectory file; seeds that drew nothing are left out."""
-    trajectories = tuple(
-        Trajectory(
-            output=completion.text,
-            final_answer=extract_answer(completion.text),
-            reward=reward,
-            finish_reason=completion.finish_reason,
-            tokens_out=len(completion.token_ids),
-            seed=seed if seeded else None,
-        )
-        for completion, reward, seed in zip(
-            group.completions, arm_rewards(group, result), group.seeds, strict=True
-        )
-    )
-    return RolloutRecord(
-        id=group.problem.id,
-        question=group.problem.question,
-        gold_answer=group.problem.answer,
-        trajectories=trajectories,
-        scores=result.scores if isinstance(result, ScoredQuestion) else None,
-        policy=policy,
-        scorer_id=scorer_id,
-        reward_mode=reward_mode,
-    )
 
 
 def solvable(

@@ -9,12 +9,14 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from looper_schemas.scoring import FailedQuestion
 from looper_trainer.errors import RewardError
+from looper_trainer.groups import Group, arm_rewards, sample_groups, to_record
 from looper_trainer.ppo.batch import MicroBatch, Row, completion_mask, plan_micro_batches, sampler_logprobs
 from looper_trainer.ppo.checkpoint import TrainState
 from looper_trainer.ppo.config import PPOConfig
@@ -26,14 +28,7 @@ from looper_trainer.ppo.metrics import sample_metrics, score_metrics, token_metr
 from looper_trainer.ppo.policy import Policy
 from looper_trainer.ppo.publish import hand_to_trainer, require_version
 from looper_trainer.ppo.ranks import Alone, Ranks
-from looper_trainer.ppo.rollout import (
-    Group,
-    arm_rewards,
-    questions_of_step,
-    sample_groups,
-    to_record,
-    to_rows,
-)
+from looper_trainer.ppo.rollout import completion_seed, questions_of_step, to_rows
 from looper_trainer.ppo.scoring import Results, Scorer, StepScores
 from looper_trainer.ppo.update import set_learning_rates, update
 from looper_trainer.reward_client import as_question
@@ -69,7 +64,8 @@ def collect(
     with watch.part("sample"), policy.precision():
         try:
             k = config.samples_per_question
-            for group in sample_groups(sampler, problems, params, k, step, config.seed):
+            seed_of = partial(completion_seed, config.seed, step)
+            for group in sample_groups(sampler, problems, params, k, seed_of):
                 by_id[group.problem.id] = group
                 scores.add(as_question(group.problem, group.completions))
         finally:

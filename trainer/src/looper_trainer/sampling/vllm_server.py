@@ -116,14 +116,14 @@ class VLLMSettings(BaseModel):
 
     def of_each_server(self) -> list[VLLMSettings]:
         """The settings of each server of ours: devices, the share of a GPU's memory, and another seed."""
-        cards = [card.strip() for card in self.devices.split(",")] if self.devices else []
-        here = math.ceil(self.servers / max(len(cards), 1))  # servers on a card
+        cards = [card.strip() for card in (self.devices or "").split(",")]
+        here = math.ceil(self.servers / len(cards))  # servers on a card
         each = max(len(cards) // self.servers, 1)  # cards of a server
         share, found = self.gpu_memory_utilization, []
         for number in range(self.servers):
-            first = number * each % max(len(cards), 1)
+            first = number * each % len(cards)
             more = {
-                "devices": ",".join(cards[first : first + each]) if cards else self.devices,
+                "devices": ",".join(cards[first : first + each]) or self.devices,
                 "gpu_memory_utilization": share if here == 1 else (share or _VLLM_SHARE) / here,
                 "seed": self.seed + number,
             }

@@ -1,0 +1,89 @@
+"""A question with its completions: sampled together, scored together, kept as one record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from looper_schemas.answers import extract_answer
+from looper_schemas.prompt import format_prompt
+from looper_schemas.records import Problem, RolloutRecord, Trajectory
+from looper_schemas.scoring import FailedQuestion, ScoredQuestion
+from looper_trainer.sampling.base import Completion, Sampler, SamplingParams, StreamingSampler
+
+
+@dataclass(frozen=True)
+class Group:
+    """One question and its k completions; `seeds[j]` drew `completions[j]`."""
+
+    problem: Problem
+    prompt_ids: Sequence[int]
+    completions: Sequence[Completion]
+    seeds: Sequence[int]
+
+
+def sample_groups(
+    sampler: Sampler,
+    problems: Sequence[Problem],
+    params: SamplingParams,
+    k: int,
+    seed_of: Callable[[str, int], int],
+) -> Generator[Group]:
+    """`k` completions of each problem from the sampler's current policy, groups in the order they end.
+
+    `seed_of(id, j)` draws completion `j` of a question. A streaming sampler is asked with consecutive seeds
+    instead, from that of the first on, which make one request of a question.
+    """
+    prompts = [sampler.encode(format_prompt(problem.question)) for problem in problems]
+    if not isinstance(sampler, StreamingSampler):
+        seeds = [[seed_of(problem.id, j) for j in range(k)] for problem in problems]
+        yield from map(Group, problems, prompts, sampler.sample(prompts, params, seeds), seeds)
+        return
+    firsts = [seed_of(problem.id, 0) >> 1 for problem in problems]  # room for + j
+    seeds = [[first + j for j in range(k)] for first in firsts]
+    with closing(sampler.sample_iter(prompts, params, seeds)) as found:
+        for i, completions in found:
+            yield Group(problems[i], prompts[i], completions, seeds[i])
+
+
+def arm_rewards(group: Group, result: ScoredQuestion | FailedQuestion) -> list[float | None]:
+    """The reward of each completion exactly as received; None for all of a question that has no score."""
+    if isinstance(result, FailedQuestion):
+        return [None] * len(group.completions)
+    by_id = {arm.id: arm.reward for arm in result.arms}
+    return [by_id[str(j)] for j in range(len(group.completions))]
+
+
+def to_record(
+    group: Group,
+    result: ScoredQuestion | FailedQuestion,
+    policy: str,
+    scorer_id: str | None,
+    reward_mode: str,
+    seeded: bool = True,
+) -> RolloutRecord:
+    """The group with its rewards, for the trajectory file; seeds that drew nothing are left out."""
+    trajectories = tuple(
+        Trajectory(
+            output=completion.text,
+            final_answer=extract_answer(completion.text),
+            reward=reward,
+            finish_reason=completion.finish_reason,
+            tokens_out=len(completion.token_ids),
+            seed=seed if seeded else None,
+        )
+        for completion, reward, seed in zip(
+            group.completions, arm_rewards(group, result), group.seeds, strict=True
+        )
+    )
+    return RolloutRecord(
+        id=group.problem.id,
+        question=group.problem.question,
+        gold_answer=group.problem.answer,
+        trajectories=trajectories,
+        scores=result.scores if isinstance(result, ScoredQuestion) else None,
+        policy=policy,
+        scorer_id=scorer_id,
+        reward_mode=reward_mode,
+    )
