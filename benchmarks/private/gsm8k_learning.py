@@ -102,8 +102,7 @@ def ask(sft: Path, questions: Path, passes: Path, options: argparse.Namespace) -
 def keep(questions: Path, passes: Path, kept: Path) -> None:
     """`kept`: all questions whose original was solved sometimes, but not always.
 
-    How often a question is solved is mostly its original's: of the variance of 4,607 measured rates 39% lay
-    within originals, and half of that is the chance of four tries.
+    Questions of one original differ in their numbers alone, so that one of them tells for all.
     """
     rates = {original(id_): rate for id_, rate in pass_rates(read_records(passes, RolloutRecord)).items()}
     chosen = [one for one in read_records(questions, Problem) if 0.0 < rates.get(original(one.id), 0.0) < 1.0]
