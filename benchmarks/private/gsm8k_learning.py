@@ -1,16 +1,17 @@
 """Does PPO make a small model better at GSM8K? SFT at its best, then PPO on renumbered training questions.
 
     python benchmarks/private/gsm8k_learning.py --model smollm2 --gsm8k train.jsonl --out DIR \
-        --seeds 0 1 2 --devices 0 1 [--jobs 2] [--minutes 60] [--set steps=200 ...]
+        --devices 0 1 [--runs arm_gated:0 correctness:0] [--jobs 2] [--minutes 60] [--set steps=200 ...]
 
 1. `looper prepare-data`: 80% of the training file to learn from, 20% (dev) to judge by; the test file is
    not touched.
 2. `looper sft` on the 80%, with the rate and epochs that best_sft.py found best on dev.
 3. renumber.py: the 80% with other numbers; `looper rollouts`, one on each device, asks the SFT model one
    question of each original four times. Kept are all questions of the originals that were solved sometimes.
-4. ppo_variants.py: for each seed a service of its own and `looper ppo` on those. Every dev question is
-   answered greedily before the first step, every `eval_every` steps and after the last. Its tables are the
-   result: `DIR/runs/variants.{json,md}`, each evaluation paired with the start.
+4. ppo_variants.py: for each run a service of its own and `looper ppo` on those. Every dev question is
+   answered greedily, and sampled `dev_samples` times, before the first step, every `eval_every` steps and
+   after the last. Its tables are the result, `DIR/runs/variants.{json,md}`: each evaluation paired with the
+   start.
 
 What is there already is not made again, so a run that was cut short goes on. --minutes is what all of it may
 take: PPO gets what the stages before it leave. Decision 0068 says why so.
@@ -64,13 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep(renumbered, passes, kept)
     settings = list(options.set)
     if options.minutes:
-        in_turn = -(-len(options.seeds) // options.jobs)
+        in_turn = -(-len(options.runs) // options.jobs)
         left = options.minutes - (time.monotonic() - began) / 60
         settings.append(f"max_minutes={max(1.0, left / in_turn - LAST_MINUTES):.2f}")
     script(
         "private/ppo_variants.py", "--sft", sft, "--train", kept, "--dev", dev, "--test", dev,
         "--config", options.config, "--out", out / "runs", "--jobs", options.jobs,
-        "--runs", *(f"{options.variant}:{seed}" for seed in options.seeds),
+        "--runs", *options.runs,
         *(["--devices", *options.devices, "--service-device", "cuda"] if options.devices else []),
         "--dev-alone", "--commit", options.commit, *(["--set", *settings] if settings else []),
     )  # fmt: skip
@@ -127,8 +128,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sft-rate", default="8e-4")
     parser.add_argument("--sft-epochs", default="4")
     parser.add_argument("--asked", type=int, help="originals to try the SFT model on; all by default")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--variant", default="arm_gated", help="of ppo_variants.py")
+    three = [f"arm_gated:{seed}" for seed in range(3)]
+    parser.add_argument("--runs", nargs="+", default=three, metavar="VARIANT:SEED", help="of ppo_variants.py")
     parser.add_argument("--devices", nargs="*", default=[], help="GPU numbers")
     parser.add_argument("--jobs", type=int, default=1, help="PPO runs side by side")
     parser.add_argument("--minutes", type=float, help="of the whole, from here")

@@ -39,7 +39,7 @@ sys.path.insert(0, str(ROOT / "scripts/demo"))
 
 import run as demo  # noqa: E402
 
-from looper_eval.statistics import PairedTable, mcnemar_exact  # noqa: E402
+from looper_eval.statistics import PairedTable, mcnemar_exact, paired_means  # noqa: E402
 
 WITHOUT_COHERENCE = "[scorer.reward]\ncoherence = 0.0\n"
 WITHOUT_CORRECTNESS = "[scorer.reward]\ncorrect = 0.0\nwrong = 0.0\n"
@@ -57,7 +57,7 @@ VARIANTS: dict[str, tuple[str, str | list[str]]] = {
 CURVE = (
     "step", "correct_rate", "reward_mean", "s_end", "s_path", "s_cf", "s_wm", "kl_k1_per_completion",
     "entropy", "explained_variance", "length_mean", "truncation_rate", "distinct_answers_mean",
-    "clip_fraction", "update_kl_k3", "dev_accuracy", "step_seconds",
+    "clip_fraction", "update_kl_k3", "dev_accuracy", "dev_sampled_accuracy", "step_seconds",
 )  # fmt: skip
 
 
@@ -182,8 +182,8 @@ def write_results(options: argparse.Namespace) -> None:
         "|---|---|---|---|---|---|---|---|",
         *map(row, filter(lambda run: "pairs" in run, found)),
         "",
-        "| run | step | dev | gained | lost | exact McNemar p |",
-        "|---|---|---|---|---|---|",
+        "| run | step | dev | gained | lost | exact McNemar p | sampled | gain, points (95% interval) | p |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(dev_row(run["run"], one) for run in found for one in run["dev"]),
     ]
     (options.out / "variants.md").write_text("\n".join(lines) + "\n")
@@ -205,16 +205,32 @@ def result(out: Path) -> dict[str, Any]:
         "seconds": int((out / "seconds").read_text()) if (out / "seconds").is_file() else None,
         **evaluated,
         "settings": without_paths(tomllib.loads((out / "ppo/config.toml").read_text())["ppo"]),
-        "dev": [evaluation(line) for line in lines if line.get("dev_accuracy") is not None],
+        "dev": evaluations(out / "ppo/dev.jsonl"),
         "curve": [{key: line[key] for key in CURVE if line.get(key) is not None} for line in lines],
     }
 
 
-def evaluation(line: dict[str, Any]) -> dict[str, Any]:
-    """An evaluation on the dev questions beside the first, which is of the SFT model."""
-    gained, lost = line.get("dev_gained", 0), line.get("dev_lost", 0)
+def evaluations(file: Path) -> list[dict[str, Any]]:
+    """Every evaluation on the dev questions beside the first, which is of the SFT model."""
+    if not file.is_file():
+        return []
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return [evaluation(lines[0], line) for line in lines]
+
+
+def evaluation(start: dict[str, Any], line: dict[str, Any]) -> dict[str, Any]:
+    """One of them: McNemar's test of the greedy answers, the paired t-test of the sampled ones."""
+    pairs = list(zip(start["solved"], line["solved"], strict=True))
+    gained, lost = pairs.count(("0", "1")), pairs.count(("1", "0"))
     p = mcnemar_exact(PairedTable(0, lost, gained, 0))  # the discordant pairs alone count
-    return {"step": line["step"], "accuracy": line["dev_accuracy"], "gained": gained, "lost": lost, "p": p}
+    found = {"step": line["step"], "accuracy": line["accuracy"], "gained": gained, "lost": lost, "p": p}
+    if samples := line.get("samples"):
+        before, now = ([right / samples for right in one["in_samples"]] for one in (start, line))
+        means = paired_means(before, now, smallest=1 / samples)
+        gain = (means.difference, means.low, means.high)
+        found |= {"samples": samples, "sampled": sum(now) / len(now)}
+        found |= {"sampled_gain": gain, "sampled_p": means.p}
+    return found
 
 
 def without_paths(settings: dict[str, Any]) -> dict[str, Any]:
@@ -237,7 +253,11 @@ def row(run: dict[str, Any]) -> str:
 def dev_row(run: str, one: dict[str, Any]) -> str:
     """One evaluation of a run on its dev questions."""
     accuracy = f"{100 * one['accuracy']:.1f}%"
-    return f"| {run} | {one['step']} | {accuracy} | {one['gained']} | {one['lost']} | {one['p']:.2g} |"
+    row = f"| {run} | {one['step']} | {accuracy} | {one['gained']} | {one['lost']} | {one['p']:.2g} |"
+    if "sampled" not in one:
+        return row + " | | |"
+    gain, low, high = (100 * value for value in one["sampled_gain"])
+    return row + f" {one['sampled']:.1%} | {gain:+.1f} ({low:+.1f}, {high:+.1f}) | {one['sampled_p']:.2g} |"
 
 
 def machine() -> str:

@@ -51,3 +51,11 @@ def test_an_evaluation_is_kept_question_by_question_and_compared_with_the_start(
     with RunLog(tmp_path, 9, 2) as log:  # a run that goes back forgets what came after
         pass
     assert len((tmp_path / "dev.jsonl").read_text().splitlines()) == 1
+
+
+def test_samples_of_the_dev_questions_are_kept_beside_the_greedy_answers(tmp_path: Path) -> None:
+    with RunLog(tmp_path, 9, 0) as log:
+        found = log.dev(0, [True, False, False], [4, 1, 0], 4)
+    assert found == {"dev_accuracy": 1 / 3, "dev_sampled_accuracy": 5 / 12}
+    (line,) = map(json.loads, (tmp_path / "dev.jsonl").read_text().splitlines())
+    assert (line["solved"], line["samples"], line["in_samples"]) == ("100", 4, [4, 1, 0])

@@ -252,14 +252,14 @@ def test_patience_ends_a_run_whose_dev_accuracy_stands_still_and_the_best_is_kep
 def test_the_last_step_is_the_result_where_that_is_asked_for(
     ppo_config: PPOConfig, problems: list[Problem]
 ) -> None:
-    settings = {"steps": 2, "eval_every": 1, "dev_file": Path("dev"), "result": "last"}
+    settings = {"steps": 2, "eval_every": 1, "dev_file": Path("dev"), "result": "last", "dev_samples": 2}
     config = ppo_config.model_copy(update=settings)
     policy = go(config, problems, CountingScorer(), dev=2)
     result = json.loads((config.output / "result.json").read_text())
     assert (result["from_step"], result["best_step"]) == (2, 0)
     assert any(w.any() for n, w in policy.model.named_parameters() if "lora_B" in n)
     last = metrics_of(config)[-1]
-    assert (last["dev_gained"], last["dev_lost"]) == (0, 0)
+    assert (last["dev_gained"], last["dev_lost"], last["dev_sampled_accuracy"]) == (0, 0, 0.0)
 
 
 def test_a_run_out_of_minutes_is_saved_evaluated_and_goes_on_with_resume(

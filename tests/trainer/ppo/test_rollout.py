@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Generator, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -12,9 +13,16 @@ from looper_schemas.records import Problem, RolloutRecord, Trajectory
 from looper_schemas.scoring import ArmReward, FailedQuestion, QuestionError, ScoredQuestion, Scores
 from looper_trainer.errors import DataError
 from looper_trainer.groups import Group, arm_rewards, to_record
-from looper_trainer.ppo.rollout import completion_seed, pass_rates, questions_of_step, solvable, to_rows
+from looper_trainer.ppo.rollout import (
+    completion_seed,
+    pass_rates,
+    questions_of_step,
+    solvable,
+    solved_in_samples,
+    to_rows,
+)
 from looper_trainer.reward_client import as_question
-from looper_trainer.sampling.base import Completion
+from looper_trainer.sampling.base import Completion, SamplingParams
 
 
 def make_problems(count: int) -> list[Problem]:
@@ -152,3 +160,36 @@ def test_a_curriculum_begins_with_the_head_and_then_passes_over_everything() -> 
         p.id for step in range(6, 11) for p in questions_of_step(problems, step, 4, 0, curriculum_steps=5)
     ]
     assert sorted(passed) == sorted(p.id for p in problems)
+
+
+class LastFirst:
+    """Answers sample j of any question with j, and the last question first."""
+
+    def __init__(self) -> None:
+        self.seeds: list[list[int]] = []
+
+    def encode(self, prompt: str) -> list[int]:
+        return [len(prompt)]
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Completion]]:
+        return [found for _, found in sorted(self.sample_iter(prompts, params, seeds))]
+
+    def sample_iter(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[Sequence[int]]
+    ) -> Generator[tuple[int, list[Completion]]]:
+        self.seeds += [list(row) for row in seeds]
+        for i in reversed(range(len(prompts))):
+            yield i, [Completion(f"#### {j}", (j,), (-1.0,), "stop") for j in range(len(seeds[i]))]
+
+
+def test_samples_of_dev_questions_are_counted_in_the_order_of_the_questions() -> None:
+    sampler = LastFirst()
+    params = SamplingParams(8, temperature=0.7)
+    problems = make_problems(5)  # their answers are 0, 1, 2, 3, 4
+    assert solved_in_samples(sampler, problems, params, 3, seed=0) == [1, 1, 1, 0, 0]
+    assert len({seed for row in sampler.seeds for seed in row}) == 15
+    again = LastFirst()
+    solved_in_samples(again, problems, params, 3, seed=0)
+    assert again.seeds == sampler.seeds  # every evaluation draws the same samples of the same policy

@@ -177,6 +177,8 @@ class PPOConfig(SamplerOptions):
     """steps between evaluations on dev_file; 0: never"""
     eval_questions: Count = 0
     """of dev_file, the first N; 0: all"""
+    dev_samples: Count = 0
+    """also so many answers to each dev question at `temperature`, whose mean accuracy is logged; 0: none"""
     patience: Count = 0
     """evaluations without a better accuracy that end the run; 0: never"""
     result: Literal["best", "last"] = "best"

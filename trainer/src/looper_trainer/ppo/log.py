@@ -29,6 +29,7 @@ _SHOWN = (
     ("dev_accuracy", "dev", "{:.1%}"),
     ("dev_gained", "gained", "{}"),
     ("dev_lost", "lost", "{}"),
+    ("dev_sampled_accuracy", "sampled", "{:.1%}"),
 )
 
 _RECENT = 20  # steps whose mean says how long another one takes; evaluations are among them
@@ -107,18 +108,26 @@ class RunLog:
         left = (self._steps - step) * sum(recent) / len(recent)
         return [f"at most {timedelta(seconds=round(left))} left"]
 
-    def dev(self, step: int, solved: Sequence[bool]) -> dict[str, float]:
+    def dev(
+        self, step: int, solved: Sequence[bool], in_samples: Sequence[int] = (), samples: int = 0
+    ) -> dict[str, float]:
         """Keep which dev questions were solved, and say how many, also against the start: a paired test of
-        any two evaluations needs no more than that file.
+        any two evaluations needs no more than that file. `in_samples` says of each question in how many of
+        `samples` more answers it was solved.
         """
         digits = "".join("01"[right] for right in solved)
         accuracy = sum(solved) / len(solved)
         if not self._silent:
+            line = {"step": step, "accuracy": accuracy, "solved": digits}
+            if samples:
+                line |= {"samples": samples, "in_samples": list(in_samples)}
             with self.dev_file.open("a", encoding="utf-8") as out:
-                out.write(json.dumps({"step": step, "accuracy": accuracy, "solved": digits}) + "\n")
+                out.write(json.dumps(line) + "\n")
         if not step:
             self._dev_start = digits
         found = {"dev_accuracy": accuracy}
+        if samples:
+            found["dev_sampled_accuracy"] = sum(in_samples) / (samples * len(in_samples))
         if step and len(self._dev_start) == len(digits):
             pairs = list(zip(self._dev_start, digits, strict=True))
             found |= {"dev_gained": pairs.count(("0", "1")), "dev_lost": pairs.count(("1", "0"))}

@@ -199,7 +199,8 @@ def train(
 
 
 def _evaluate(step: int, source: Source, log: RunLog) -> dict[str, float]:
-    return log.dev(step, source.dev_solved())
+    samples = source.config.dev_samples
+    return log.dev(step, source.dev_solved(), source.dev_in_samples() if samples else [], samples)
 
 
 def _after_evaluation(state: TrainState, accuracy: float) -> tuple[TrainState, bool]:

@@ -14,7 +14,7 @@ from looper_schemas.answers import answers_match
 from looper_schemas.prompt import format_prompt
 from looper_schemas.records import Problem, RolloutRecord
 from looper_trainer.errors import DataError
-from looper_trainer.groups import Group
+from looper_trainer.groups import Group, sample_groups
 from looper_trainer.ppo.batch import Row
 from looper_trainer.sampling.base import Sampler, SamplingParams
 
@@ -98,3 +98,19 @@ def solved_greedily(sampler: Sampler, problems: Sequence[Problem], max_new_token
         answers_match(group[0].text, problem.answer)
         for group, problem in zip(completions, problems, strict=True)
     ]
+
+
+def solved_in_samples(
+    sampler: Sampler, problems: Sequence[Problem], params: SamplingParams, k: int, seed: int
+) -> list[int]:
+    """Of each problem, how many of `k` sampled completions state the gold answer."""
+
+    def seed_of(id_: str, sample: int) -> int:
+        return completion_seed(seed, 0, id_, sample)  # training begins at step 1
+
+    groups = sample_groups(sampler, problems, params, k, seed_of)
+    right = {
+        group.problem.id: sum(answers_match(c.text, group.problem.answer) for c in group.completions)
+        for group in groups
+    }
+    return [right[problem.id] for problem in problems]

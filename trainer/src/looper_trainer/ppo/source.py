@@ -10,10 +10,10 @@ from looper_trainer.ppo.config import PPOConfig
 from looper_trainer.ppo.data import Data
 from looper_trainer.ppo.policy import Policy
 from looper_trainer.ppo.publish import publish
-from looper_trainer.ppo.rollout import solved_greedily
+from looper_trainer.ppo.rollout import solved_greedily, solved_in_samples
 from looper_trainer.ppo.scoring import Scorer
 from looper_trainer.ppo.step import Samples, collect
-from looper_trainer.sampling.base import Sampler
+from looper_trainer.sampling.base import Sampler, SamplingParams
 
 
 class Source:
@@ -45,6 +45,13 @@ class Source:
         """Which dev questions the published policy solves greedily."""
         with self.policy.precision():
             return solved_greedily(self.sampler, self.data.dev, self.config.max_new_tokens)
+
+    def dev_in_samples(self) -> list[int]:
+        """Of each dev question, in how many of `dev_samples` answers the published policy solves it."""
+        config = self.config
+        params = SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
+        with self.policy.precision():
+            return solved_in_samples(self.sampler, self.data.dev, params, config.dev_samples, config.seed)
 
     def _collect(self, step: int) -> Samples:
         return collect(step, self._version, self.config, self.data, self.policy, self.sampler, self.scorer)
