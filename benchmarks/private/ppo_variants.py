@@ -176,7 +176,10 @@ def write_results(options: argparse.Namespace) -> None:
         "commit": options.commit or git_commit(),
         "test": options.test.name,
     }
-    (options.out / "variants.json").write_text(json.dumps({**stamp, "runs": found}, indent=1) + "\n")
+    together = seeds_together(options.out)
+    (options.out / "variants.json").write_text(
+        json.dumps({**stamp, "runs": found, "together": together}, indent=1) + "\n"
+    )
     lines = [
         "| run | SFT | PPO | PPO - SFT, points (95% interval) | exact McNemar p | n | steps | seconds |",
         "|---|---|---|---|---|---|---|---|",
@@ -185,6 +188,10 @@ def write_results(options: argparse.Namespace) -> None:
         "| run | step | dev | gained | lost | exact McNemar p | sampled | gain, points (95% interval) | p |",
         "|---|---|---|---|---|---|---|---|---|",
         *(dev_row(run["run"], one) for run in found for one in run["dev"]),
+        "",
+        "| seeds together | answers | SFT | PPO | gain, points (95% interval) | paired t p |",
+        "|---|---|---|---|---|---|",
+        *map(together_row, together),
     ]
     (options.out / "variants.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines), flush=True)
@@ -225,12 +232,57 @@ def evaluation(start: dict[str, Any], line: dict[str, Any]) -> dict[str, Any]:
     p = mcnemar_exact(PairedTable(0, lost, gained, 0))  # the discordant pairs alone count
     found = {"step": line["step"], "accuracy": line["accuracy"], "gained": gained, "lost": lost, "p": p}
     if samples := line.get("samples"):
-        before, now = ([right / samples for right in one["in_samples"]] for one in (start, line))
+        before, now = shares(start, "sampled"), shares(line, "sampled")
         means = paired_means(before, now, smallest=1 / samples)
         gain = (means.difference, means.low, means.high)
         found |= {"samples": samples, "sampled": sum(now) / len(now)}
         found |= {"sampled_gain": gain, "sampled_p": means.p}
     return found
+
+
+def seeds_together(out: Path) -> list[dict[str, Any]]:
+    """Of each variant with several seeds, its last evaluations against the first ones.
+
+    A question counts with its mean over the seeds, so that the test is over questions, not over answers.
+    """
+    files: dict[str, list[Path]] = {}
+    for file in sorted(out.glob("*/ppo/dev.jsonl")):
+        files.setdefault(file.parents[1].name.rpartition("-")[0], []).append(file)
+    found = []
+    for variant, of_seeds in files.items():
+        ends = [[json.loads(line) for line in file.read_text().splitlines()] for file in of_seeds]
+        if len(ends) < 2:
+            continue
+        for answers in ("greedy", "sampled"):
+            if answers == "sampled" and not ends[0][0].get("samples"):
+                continue
+            before, after = (
+                [sum(of_question) / len(ends) for of_question in zip(*runs, strict=True)]
+                for runs in ([shares(lines[end], answers) for lines in ends] for end in (0, -1))
+            )
+            each = len(ends) * (ends[0][0]["samples"] if answers == "sampled" else 1)
+            means = paired_means(before, after, smallest=1 / each)
+            found.append({
+                "variant": variant, "seeds": len(ends), "answers": answers,
+                "sft": sum(before) / len(before), "ppo": sum(after) / len(after), **means._asdict(),
+            })  # fmt: skip
+    return found
+
+
+def shares(line: dict[str, Any], answers: str) -> list[float]:
+    """Of each dev question, how much of its answers was right in one evaluation."""
+    if answers == "greedy":
+        return [float(digit) for digit in line["solved"]]
+    return [right / line["samples"] for right in line["in_samples"]]
+
+
+def together_row(one: dict[str, Any]) -> str:
+    """One line of the table."""
+    gain, low, high = (100 * one[name] for name in ("difference", "low", "high"))
+    return (
+        f"| {one['variant']}, {one['seeds']} seeds | {one['answers']} | {one['sft']:.1%} | {one['ppo']:.1%} "
+        f"| {gain:+.1f} ({low:+.1f}, {high:+.1f}) | {one['p']:.2g} |"
+    )
 
 
 def without_paths(settings: dict[str, Any]) -> dict[str, Any]:
