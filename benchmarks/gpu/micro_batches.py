@@ -1,12 +1,13 @@
 """How long a small model's PPO passes take by the size of a micro-batch, and how long the GPU works in them.
 
-    python benchmarks/gpu/micro_batches.py --out micro_batches.json [--sizes 8192 16384 32768]
+    python benchmarks/gpu/micro_batches.py --out micro_batches.json [--sizes 8192 16384 32768] [--compiled]
 
 A model of SmolLM2-135M's shape (random weights, all trained) and rows of GSM8K's lengths: 64 questions with 8
 completions, 4 optimizer steps. For each size: seconds of `measure` (old logprobs, reference, values) and of
 `update`, the median of --rounds after one that warms up; and the GPU's busy share of both, by the
 profiler's sum of kernel times over the unprofiled seconds. A small share says that launching kernels, not the
-GPU, is what takes the time: larger micro-batches then cost almost nothing but memory.
+GPU, is what takes the time: larger micro-batches then cost almost nothing but memory. With --compiled each
+size is also measured with `torch_compile`; `first_s` is the start and the first pass, which compiles.
 """
 
 from __future__ import annotations
@@ -68,14 +69,18 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     return found, time.perf_counter() - began
 
 
-def of_size(size: int, shape: dict[str, Any], device: str, rounds: int) -> dict[str, Any]:
+def of_size(size: int, shape: dict[str, Any], device: str, rounds: int, compiled: bool) -> dict[str, Any]:
     """The figures of one size."""
+    torch.compiler.reset()
+    began = time.perf_counter()
     torch.manual_seed(0)
     rng = random.Random(0)
     model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True)).to(device)
     compute = torch.bfloat16 if device == "cuda" else None
     chunk = max(1024, size // 8)
-    policy = Policy(model.eval(), train="full", compute_dtype=compute, logit_chunk_tokens=chunk)
+    policy = Policy(
+        model.eval(), train="full", compute_dtype=compute, logit_chunk_tokens=chunk, torch_compile=compiled
+    )
     config = PPOConfig(
         train="full", batch_size=QUESTIONS, samples_per_question=SAMPLES, mini_batch_size=IN_A_MINIBATCH,
         ppo_epochs=1, advantages="leave_one_out", learning_rate=1e-6, target_kl=1e6,
@@ -100,11 +105,12 @@ def of_size(size: int, shape: dict[str, Any], device: str, rounds: int) -> dict[
         return measure_s, update_s
 
     learn()
+    first_s = time.perf_counter() - began
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     taken = [learn() for _ in range(rounds)]
     measure_s, update_s = (statistics.median(seconds) for seconds in zip(*taken, strict=True))
-    found = {"micro_batches": len(batches), "measure_s": measure_s, "update_s": update_s}
+    found = {"first_s": first_s, "micro_batches": len(batches), "measure_s": measure_s, "update_s": update_s}
     if device == "cuda":
         found["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -119,15 +125,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
     parser.add_argument("--sizes", type=int, nargs="+", default=[8192, 16384, 32768])
+    parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--commit", default="")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     sizes = {
-        size: of_size(size, SHAPES[options.shape], options.device, options.rounds) for size in options.sizes
+        f"{size}, compiled" if compiled else str(size): of_size(
+            size, SHAPES[options.shape], options.device, options.rounds, compiled
+        )
+        for compiled in (False, True)[: 1 + options.compiled]
+        for size in options.sizes
     }
-    first = sizes[options.sizes[0]]
+    first = sizes[str(options.sizes[0])]
     for found in sizes.values():
         found["ratio"] = (found["measure_s"] + found["update_s"]) / (first["measure_s"] + first["update_s"])
     document = {

@@ -6,8 +6,9 @@
 1. `looper prepare-data`: 80% of the training file to learn from, 20% (dev) to judge by; the test file is
    not touched.
 2. `looper sft` on the 80%, with the rate and epochs that best_sft.py found best on dev.
-3. renumber.py: the 80% with other numbers; `looper rollouts`, one on each device, asks the SFT model one
-   question of each original four times. Kept are all questions of the originals that were solved sometimes.
+3. renumber.py: the 80% with other numbers, and as they are where that cannot be; `looper rollouts`, one on
+   each device, asks the SFT model one question of each original `--tries` times. Kept are all questions of
+   the originals that were solved sometimes.
 4. ppo_variants.py: for each run a service of its own and `looper ppo` on those. Every dev question is
    answered greedily, and sampled `dev_samples` times, before the first step, every `eval_every` steps and
    after the last. Its tables are the result, `DIR/runs/variants.{json,md}`: each evaluation paired with the
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     out: Path = options.out
     data, sft, passes, kept = out / "data", out / "sft", out / "passes.jsonl", out / "kept.jsonl"
-    train, dev, renumbered = data / "gsm8k_train.jsonl", data / "gsm8k_dev.jsonl", data / "renumbered.jsonl"
+    train, dev, pool = data / "gsm8k_train.jsonl", data / "gsm8k_dev.jsonl", data / "pool.jsonl"
     first = options.devices[0] if options.devices else None
     if not train.is_file():
         looper(None, "prepare-data", "--input", options.gsm8k, "--output", data, "--name", "gsm8k")
@@ -58,11 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--learning-rate", options.sft_rate, "--epochs", options.sft_epochs, "--batch-size", 32,
             "--gradient-checkpointing", "false",
         )  # fmt: skip
-    if not renumbered.is_file():
+    if not pool.is_file():
+        renumbered = data / "renumbered.jsonl"
         script("gpu/renumber.py", "--solutions", options.gsm8k, "--input", train, "--output", renumbered)
+        gather(train, renumbered, pool)
     if not passes.is_file():
-        ask(sft, renumbered, passes, options)
-    keep(renumbered, passes, kept)
+        ask(sft, pool, passes, options)
+    keep(pool, passes, kept)
     settings = list(options.set)
     if options.minutes:
         in_turn = -(-len(options.runs) // options.jobs)
@@ -78,6 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def gather(train: Path, renumbered: Path, pool: Path) -> None:
+    """`pool`: the renumbered questions, and those of `train` that have none."""
+    questions = list(read_records(renumbered, Problem))
+    originals = {original(one.id) for one in questions}
+    write_records(pool, questions + [one for one in read_records(train, Problem) if one.id not in originals])
+
+
 def ask(sft: Path, questions: Path, passes: Path, options: argparse.Namespace) -> None:
     """`passes`: the SFT model's rollouts of one question of each original, a share of them on each device."""
     devices = options.devices or [None]
@@ -90,7 +100,7 @@ def ask(sft: Path, questions: Path, passes: Path, options: argparse.Namespace) -
         write_records(part, asked[number :: len(devices)])
         looper(
             devices[number], "rollouts", "--model", sft, "--questions-file", part, "--output", found,
-            "--samples-per-question", 4, "--max-new-tokens", 200, *shlex.split(rollouts),
+            "--samples-per-question", options.tries, "--max-new-tokens", 200, *shlex.split(rollouts),
             LOOPER_REWARD_URL=judge.url, LOOPER_REWARD_KEY=KEY,
         )  # fmt: skip
         return found
@@ -127,6 +137,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, default=Path(__file__).with_name("gsm8k_ppo.toml"))
     parser.add_argument("--sft-rate", default="8e-4")
     parser.add_argument("--sft-epochs", default="4")
+    parser.add_argument("--tries", type=int, default=8, help="answers to each question that is asked")
     parser.add_argument("--asked", type=int, help="originals to try the SFT model on; all by default")
     three = [f"arm_gated:{seed}" for seed in range(3)]
     parser.add_argument("--runs", nargs="+", default=three, metavar="VARIANT:SEED", help="of ppo_variants.py")

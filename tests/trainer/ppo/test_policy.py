@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from typing import Literal
 
 import pytest
@@ -242,3 +243,42 @@ def test_in_bfloat16_no_adapter_copies_its_input_and_no_bit_changes() -> None:
     assert torch.equal(found[True][1], found[False][1])
     for cast, not_cast in zip(found[True][2], found[False][2], strict=True):
         assert torch.equal(cast, not_cast)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
+@pytest.mark.parametrize(("train", "dtype"), [("lora", torch.bfloat16), ("full", torch.float32)])
+def test_compiled_layers_say_the_same_with_and_without_gradients_and_as_plain_ones(
+    train: Literal["lora", "full"], dtype: torch.dtype
+) -> None:
+    torch.compiler.reset()
+    batch = whole_batch(make_rows())
+    found = {}
+    for compiled in (False, True):
+        model = make_model().to(dtype).requires_grad_(False).eval()
+        policy = Policy(
+            model, lora_rank=4, activation_checkpointing=True, train=train, torch_compile=compiled
+        )
+        generator = torch.Generator().manual_seed(1)
+        for weight in policy.adapter_parameters():
+            weight.data.add_(0.1 * torch.randn(weight.shape, generator=generator).to(weight.dtype))
+        with torch.no_grad():
+            measured = policy(batch).logprobs_nT
+        with policy.updating():
+            output = policy(batch)
+            output.logprobs_nT.sum().backward()
+        assert torch.equal(output.logprobs_nT, measured)  # the first ratio is exactly 1
+        gradients = torch.cat([p.grad.flatten().float() for p in policy.adapter_parameters()])
+        found[compiled] = (measured, policy.ref_logprobs(batch), gradients)
+    tolerance = 0.05 if dtype == torch.bfloat16 else 1e-5
+    for plain, compiled_ in zip(found[False], found[True], strict=True):
+        scale = plain.abs().max()
+        assert torch.allclose(compiled_ / scale, plain / scale, atol=tolerance)
+    assert not torch.equal(found[True][0], found[True][1])  # the adapter, or the training, counts
+
+
+def test_layers_that_cannot_be_compiled_are_said_to_need_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    with pytest.raises(CheckpointError, match=r"torch_compile: .*needs a C compiler"):
+        Policy(make_model().requires_grad_(False).eval(), torch_compile=True)

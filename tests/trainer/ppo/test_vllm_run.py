@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from pydantic import ValidationError
 
 from looper_schemas.prompt import format_prompt
 from looper_schemas.records import Problem, RolloutRecord, read_records, write_records
@@ -84,6 +87,23 @@ def adapter_digest(config: PPOConfig, step: int) -> str:
 
 def trajectories(config: PPOConfig, step: int) -> list[RolloutRecord]:
     return read_records(config.output / "trajectories" / f"step_{step:05d}.jsonl", RolloutRecord)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
+def test_a_run_with_compiled_layers_begins_every_update_at_a_ratio_of_exactly_1(
+    config: PPOConfig, reward: FakeRewardServer
+) -> None:
+    torch.compiler.reset()
+    with fake_vllm.FakeVLLM(model=config.model) as vllm:
+        run(config.model_copy(update={"vllm_urls": (vllm.url,), "torch_compile": True}))
+    lines = [line for line in metrics_of(config) if line["step"]]
+    assert [(line["first_ratio_min"], line["first_ratio_max"]) for line in lines] == [(1.0, 1.0)] * STEPS
+    assert all(line["ratio_min"] < 1 < line["ratio_max"] for line in lines)  # later ones of the step
+
+
+def test_compiled_layers_are_for_a_trainer_that_does_not_sample(config: PPOConfig) -> None:
+    with pytest.raises(ValidationError, match="torch_compile needs sampler vllm"):
+        PPOConfig.model_validate(config.model_dump() | {"torch_compile": True, "sampler": "transformers"})
 
 
 def test_the_version_that_was_trained_is_the_version_that_samples(

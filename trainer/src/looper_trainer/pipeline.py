@@ -38,7 +38,14 @@ FREE = frozenset(
         "give_up_after_s",
         "sample_batch_size",
     }
-    | {"micro_batch_tokens", "logit_chunk_tokens", "activation_checkpointing", "run_id", "merge"}
+    | {
+        "micro_batch_tokens",
+        "logit_chunk_tokens",
+        "activation_checkpointing",
+        "torch_compile",
+        "run_id",
+        "merge",
+    }
 )
 
 

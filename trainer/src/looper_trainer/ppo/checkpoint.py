@@ -41,6 +41,7 @@ FREE_ON_RESUME = frozenset(
     | {"output", "run_id", "device", "sample_batch_size", "micro_batch_tokens", "logit_chunk_tokens"}
     | {
         "activation_checkpointing",
+        "torch_compile",
         "dry_run",
         "memory_limit_gb",
         "offload",

@@ -203,6 +203,8 @@ class PPOConfig(SamplerOptions):
     """positions whose logits exist at a time; lower it to save memory"""
     activation_checkpointing: bool = False
     """compute activations again in backward, to save memory"""
+    torch_compile: bool = False
+    """compile the trunk's layers: a minute or so at the start, faster passes after it (needs a C compiler)"""
     preset: Literal["80gb", "40gb", "24gb"] | None = None
     """settings with which an 8B model trains and samples on one GPU of that size; what you give wins"""
     memory_limit_gb: Rate | None = None
@@ -251,6 +253,8 @@ class PPOConfig(SamplerOptions):
             raise ValueError("merged_sampling needs an adapter to merge; leave it out with train full")
         if self.train == "full" and self.vllm_urls:
             raise ValueError("train full needs a vLLM server of our own; leave vllm_urls out")
+        if self.torch_compile and self.sampler != "vllm":
+            raise ValueError("torch_compile needs sampler vllm: sampling here would compile at every length")
         if self.patience and not (self.eval_every and self.dev_file):
             raise ValueError("patience needs eval_every and dev_file")
         return self

@@ -30,6 +30,8 @@ from looper_trainer.sampling.transformers import resolve_device
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_MOST_GRAPHS = 64  # of one compiled layer
+
 
 class PolicyOutput(NamedTuple):
     """What one forward pass says of a micro-batch's completions: each (n, T), float32, zero at padding."""
@@ -52,6 +54,10 @@ class Policy(nn.Module):
         lora_rslora: scale the adapter by alpha / sqrt(rank) (arXiv:2312.03732), for high ranks.
         critic_moves_trunk: let the gradient of `forward`'s values go on into the trunk.
         compute_dtype: bfloat16 runs matrix products in it, whatever the weights' dtype.
+        torch_compile: compile the trunk's layers, with the roundings of the plain ones.
+
+    Raises:
+        CheckpointError: the model does more than PPO can reproduce, or its layers cannot be compiled.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class Policy(nn.Module):
         lora_rslora: bool = False,
         compute_dtype: torch.dtype | None = None,
         critic_moves_trunk: bool = True,
+        torch_compile: bool = False,
     ) -> None:
         super().__init__()
         self.train_what = train
@@ -96,6 +103,8 @@ class Policy(nn.Module):
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         self.eval()
         self._check_architecture()
+        if torch_compile:
+            self._compile_layers()
 
     @classmethod
     def load(cls, config: PPOConfig) -> tuple[Policy, Any]:
@@ -122,6 +131,7 @@ class Policy(nn.Module):
             lora_rslora=config.lora_rslora,
             compute_dtype=compute_dtype,
             critic_moves_trunk=config.critic_moves_trunk,
+            torch_compile=config.torch_compile,
         )
         return policy, tokenizer
 
@@ -282,6 +292,30 @@ class Policy(nn.Module):
                 self.logit_chunk_tokens,
                 with_entropy_gradient,
             )
+
+    def _compile_layers(self) -> None:
+        """Compile each layer in place, once for all of them, and see that it can be done.
+
+        Without `emulate_precision_casts` fused kernels round less often than plain ones, and not in the same
+        places with and without gradients: the first ratio of an update would no longer be exactly 1.
+        """
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        # Policy, reference and update, each with one row and with several: beyond the limit, layers would run
+        # plain in some of these passes, with other bits.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_GRAPHS)
+        for model in dict.fromkeys((self.causal_lm, self.reference)):
+            for layer in model.modules():
+                if isinstance(layer, GradientCheckpointingLayer):
+                    layer.compile(dynamic=True, options={"emulate_precision_casts": True})
+        rows = [Row([1, 2], [3] * length, [0.0] * length) for length in (2, 3)]
+        try:
+            self.ref_logprobs(micro_batch(rows, [[0], [1]], self.device))
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(
+                f"torch_compile: {reason}; it needs a C compiler (and Triton on a GPU), or leave it out"
+            ) from error
 
     @torch.no_grad()
     def _check_architecture(self) -> None:
