@@ -141,7 +141,8 @@ def our_steps(
         start_s = time.perf_counter() - began
         train(config, data, policy, sampler, client)
         peak = torch.cuda.max_memory_allocated() / 2**30 if options.device == "cuda" else None
-        passes = {} if "floor" in options.skip else plain_passes(options, policy)
+        with torch.compiler.set_stance("force_eager"):  # plain, also where --set torch_compile=true
+            passes = {} if "floor" in options.skip else plain_passes(options, policy)
     lines = [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
     ours = {
         "start_s": start_s, "lines": lines, "trainer_peak_gib": peak,

@@ -204,7 +204,7 @@ class PPOConfig(SamplerOptions):
     activation_checkpointing: bool = False
     """compute activations again in backward, to save memory"""
     torch_compile: bool = False
-    """compile the trunk's layers: a minute or so at the start, faster passes after it (needs a C compiler)"""
+    """compile the trunk's layers: a slow start, fewer and larger kernels after it (needs a C compiler)"""
     preset: Literal["80gb", "40gb", "24gb"] | None = None
     """settings with which an 8B model trains and samples on one GPU of that size; what you give wins"""
     memory_limit_gb: Rate | None = None
