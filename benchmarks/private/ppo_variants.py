@@ -39,7 +39,7 @@ sys.path.insert(0, str(ROOT / "scripts/demo"))
 
 import run as demo  # noqa: E402
 
-from looper_eval.statistics import PairedTable, mcnemar_exact, paired_means  # noqa: E402
+from looper_eval.statistics import mcnemar_exact, paired_means, paired_table  # noqa: E402
 
 WITHOUT_COHERENCE = "[scorer.reward]\ncoherence = 0.0\n"
 WITHOUT_CORRECTNESS = "[scorer.reward]\ncorrect = 0.0\nwrong = 0.0\n"
@@ -227,10 +227,11 @@ def evaluations(file: Path) -> list[dict[str, Any]]:
 
 def evaluation(start: dict[str, Any], line: dict[str, Any]) -> dict[str, Any]:
     """One of them: McNemar's test of the greedy answers, the paired t-test of the sampled ones."""
-    pairs = list(zip(start["solved"], line["solved"], strict=True))
-    gained, lost = pairs.count(("0", "1")), pairs.count(("1", "0"))
-    p = mcnemar_exact(PairedTable(0, lost, gained, 0))  # the discordant pairs alone count
-    found = {"step": line["step"], "accuracy": line["accuracy"], "gained": gained, "lost": lost, "p": p}
+    table = paired_table(*([digit == "1" for digit in one["solved"]] for one in (start, line)))
+    found = {
+        "step": line["step"], "accuracy": line["accuracy"],
+        "gained": table.only_second, "lost": table.only_first, "p": mcnemar_exact(table),
+    }  # fmt: skip
     if samples := line.get("samples"):
         before, now = shares(start, "sampled"), shares(line, "sampled")
         means = paired_means(before, now, smallest=1 / samples)

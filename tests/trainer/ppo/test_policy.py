@@ -9,6 +9,7 @@ from typing import Literal
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from looper_trainer.errors import CheckpointError
@@ -254,6 +255,7 @@ def test_compiled_layers_say_the_same_with_and_without_gradients_and_as_plain_on
     batch = whole_batch(make_rows())
     found = {}
     for compiled in (False, True):
+        counters.clear()
         model = make_model().to(dtype).requires_grad_(False).eval()
         policy = Policy(
             model, lora_rank=4, activation_checkpointing=True, train=train, torch_compile=compiled
@@ -267,6 +269,7 @@ def test_compiled_layers_say_the_same_with_and_without_gradients_and_as_plain_on
             output = policy(batch)
             output.logprobs_nT.sum().backward()
         assert torch.equal(output.logprobs_nT, measured)  # the first ratio is exactly 1
+        assert (counters["stats"]["unique_graphs"] > 0) == compiled
         gradients = torch.cat([p.grad.flatten().float() for p in policy.adapter_parameters()])
         found[compiled] = (measured, policy.ref_logprobs(batch), gradients)
     tolerance = 0.05 if dtype == torch.bfloat16 else 1e-5

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from torch._dynamo.utils import counters
 
 from looper_schemas.prompt import format_prompt
 from looper_schemas.records import Problem, RolloutRecord, read_records, write_records
@@ -94,11 +95,13 @@ def test_a_run_with_compiled_layers_begins_every_update_at_a_ratio_of_exactly_1(
     config: PPOConfig, reward: FakeRewardServer
 ) -> None:
     torch.compiler.reset()
+    counters.clear()
     with fake_vllm.FakeVLLM(model=config.model) as vllm:
         run(config.model_copy(update={"vllm_urls": (vllm.url,), "torch_compile": True}))
     lines = [line for line in metrics_of(config) if line["step"]]
     assert [(line["first_ratio_min"], line["first_ratio_max"]) for line in lines] == [(1.0, 1.0)] * STEPS
     assert all(line["ratio_min"] < 1 < line["ratio_max"] for line in lines)  # later ones of the step
+    assert counters["stats"]["unique_graphs"] > 0  # it was compiled
 
 
 def test_compiled_layers_are_for_a_trainer_that_does_not_sample(config: PPOConfig) -> None:
