@@ -1,14 +1,15 @@
 """Tokens/s and memory of TRL 1.12.0's PPOTrainer, beside `looper ppo` on the same shape, batch and lengths.
 
-    python benchmarks/gpu/trl_ppo.py --trl trl-1.12.0-py3-none-any.whl --out trl_ppo.json
+    python benchmarks/gpu/trl_ppo.py --trl trl-1.12.0-py3-none-any.whl --out trl_ppo.json \
+        [--ours "" --ours "--set torch_compile=true" ...]
 
 TRL removed its PPO after 1.12, so that release's wheel is unpacked and put first on the path of the
 process that runs it. What it is given: a policy with the same LoRA, its reference by disabling that
 adapter, a critic with a backbone of its own (it has no other form) that is frozen but for its score, and
 a reward model of one tiny layer; all of this spares it memory and time. Both sides make --steps steps of
 --questions x --samples completions of --max-tokens tokens; the first does not count. When TRL runs out of
-memory its batch is halved until it fits, and its rate is that of the smaller batch. The sides run one
-after the other, alone on the card.
+memory its batch is halved until it fits, and its rate is that of the smaller batch. Each --ours is one more
+way to run our side. All run one after the other, alone on the card; what is done is in --out at once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import itertools
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -50,7 +52,7 @@ def options_from_command_line() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--work", type=Path, help="folder for weights; default: a temporary one")
     parser.add_argument("--skip-ours", action="store_true")
-    parser.add_argument("--ours", default="", help="more arguments for step_8b.py, as on a command line")
+    parser.add_argument("--ours", action="append", help="arguments of step_8b.py, for one run of our side")
     parser.add_argument("--commit", default="")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--inner", type=int, default=0, help=argparse.SUPPRESS)
@@ -149,50 +151,57 @@ def trl_side(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     sys.exit("error: TRL does not fit at all")
 
 
-def our_side(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+def our_side(options: argparse.Namespace, work: Path, more: str) -> dict[str, Any]:
+    """`looper ppo` as step_8b.py measures it, with `more` of its arguments."""
     out = work / "ours.json"
     command = [sys.executable, str(Path(__file__).with_name("step_8b.py")), "--skip", "plain,floor"]
     for name in ("shape", "questions", "samples", "prompt_tokens", "max_tokens", "device", "dtype"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    command += [
-        "--steps",
-        str(max(2, options.steps)),
-        "--work",
-        str(work),
-        "--out",
-        str(out),
-        *options.ours.split(),
-    ]
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    command += ["--steps", str(max(2, options.steps)), "--work", str(work), "--out", str(out)]
+    subprocess.run([*command, *shlex.split(more)], check=True, stdout=sys.stderr)
     document: dict[str, Any] = json.loads(out.read_text())
     return {k: v for k, v in document.items() if k not in ("steps", "versions", "device", "commit")}
 
 
+def beside(ours: dict[str, Any], trl: dict[str, Any]) -> dict[str, Any]:
+    """`ours` with its ratios to `trl`."""
+    ours["tokens_per_s_ratio"] = ours["completion_tokens_per_s"] / trl["completion_tokens_per_s"]
+    if ours["card_peak_gib"]:
+        ours["memory_ratio"] = max(ours["card_peak_gib"]) / max(trl["card_peak_gib"])
+    return ours
+
+
 def main() -> None:
-    """Measure both sides, print one JSON document, write it to --out."""
+    """Measure both sides, print one JSON document, write it to --out after each of them."""
     options = options_from_command_line()
     if options.inner:
         model = options.work / f"model-{options.shape}"
         options.out.write_text(json.dumps(run_trl(options, model, options.inner)))
         return
+    document: dict[str, Any] = {
+        "benchmark": "trl_ppo", "device": device_name(), "versions": versions(), "commit": options.commit,
+    }  # fmt: skip
+
+    def write() -> None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(document, indent=1) + "\n")
+
     with tempfile.TemporaryDirectory() as scratch:
         work = (options.work or Path(scratch)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         model = work / f"model-{options.shape}"
         if not (model / "config.json").is_file():
             write_model(model, options.shape, options.device, options.dtype)
-        ours = None if options.skip_ours else our_side(options, work)
-        trl = trl_side(options, work)
-    document: dict[str, Any] = {
-        "benchmark": "trl_ppo", "device": device_name(), "versions": versions(), "commit": options.commit,
-        "trl": trl, "ours": ours,
-    }  # fmt: skip
-    if ours is not None:
-        document["tokens_per_s_ratio"] = ours["completion_tokens_per_s"] / trl["completion_tokens_per_s"]
-        if ours["card_peak_gib"]:
-            document["memory_ratio"] = max(ours["card_peak_gib"]) / max(trl["card_peak_gib"])
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(document, indent=1) + "\n")
+        document["trl"] = trl_side(options, work)
+        document["ours"] = []
+        write()
+        for more in [] if options.skip_ours else options.ours or [""]:
+            try:
+                found = beside(our_side(options, work, more), document["trl"])
+            except subprocess.CalledProcessError as error:  # step_8b.py has said why; the others go on
+                found = {"failed": error.returncode}
+            document["ours"].append({"arguments": more} | found)
+            write()
     print(json.dumps(document, indent=1))
 
 
