@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from looper_schemas import answers
 from looper_schemas.records import Problem, RolloutRecord, Trajectory
 from looper_schemas.scoring import ArmReward, FailedQuestion, QuestionError, ScoredQuestion, Scores
 from looper_trainer.errors import DataError
 from looper_trainer.groups import Group, arm_rewards, to_record
+from looper_trainer.ppo.metrics import sample_metrics
 from looper_trainer.ppo.rollout import (
     completion_seed,
     pass_rates,
@@ -111,6 +113,17 @@ def test_a_record_keeps_rewards_as_received_with_seeds_versions_and_scores() -> 
     ]
     assert (record.policy, record.scorer_id, record.reward_mode) == ("run@3", "scorer-1", "arm_gated")
     assert record.scores == SCORED.scores
+
+
+def test_a_step_reads_the_answer_of_a_completion_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    fold = answers._fold
+    monkeypatch.setattr(answers, "_fold", lambda text: (read.append(text), fold(text))[1])
+    group = Group(GROUP.problem, GROUP.prompt_ids, GROUP.completions, GROUP.seeds)
+    to_record(group, SCORED, "run@3", "scorer-1", "arm_gated")
+    figures = sample_metrics([group])
+    assert (figures["distinct_answers_mean"], figures["no_answer_rate"]) == (1, 0.5)
+    assert read == ["7 it is. #### 7", ""]
 
 
 def test_rows_carry_the_prompt_with_each_completion() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 
 from looper_schemas.answers import extract_answer
 from looper_schemas.prompt import format_prompt
@@ -21,6 +22,11 @@ class Group:
     prompt_ids: Sequence[int]
     completions: Sequence[Completion]
     seeds: Sequence[int]
+
+    @cached_property
+    def answers(self) -> tuple[str | None, ...]:
+        """The final answer of each completion; read once, for the records and the figures of a step."""
+        return tuple(extract_answer(completion.text) for completion in self.completions)
 
 
 def sample_groups(
@@ -67,14 +73,14 @@ def to_record(
     trajectories = tuple(
         Trajectory(
             output=completion.text,
-            final_answer=extract_answer(completion.text),
+            final_answer=answer,
             reward=reward,
             finish_reason=completion.finish_reason,
             tokens_out=len(completion.token_ids),
             seed=seed if seeded else None,
         )
-        for completion, reward, seed in zip(
-            group.completions, arm_rewards(group, result), group.seeds, strict=True
+        for completion, answer, reward, seed in zip(
+            group.completions, group.answers, arm_rewards(group, result), group.seeds, strict=True
         )
     )
     return RolloutRecord(

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from looper_schemas.answers import extract_answer
 from looper_schemas.scoring import FailedQuestion, ScoredQuestion
 from looper_trainer.groups import Group, arm_rewards
 from looper_trainer.ppo.experience import Experience, Measured
@@ -47,14 +46,14 @@ def sample_metrics(groups: Sequence[Group]) -> dict[str, Any]:
     """Lengths, truncation and variety of the step's completions. A missing answer is no distinct answer."""
     completions = [completion for group in groups for completion in group.completions]
     lengths = [len(completion.token_ids) for completion in completions]
-    answers = [{extract_answer(c.text) for c in group.completions} - {None} for group in groups]
+    distinct = [len(set(group.answers) - {None}) for group in groups]
     return {
         "completions": len(completions),
         "length_mean": fmean(lengths),
         "length_max": max(lengths),
         "truncation_rate": fmean(completion.finish_reason == "length" for completion in completions),
-        "distinct_answers_mean": fmean(map(len, answers)),
-        "no_answer_rate": fmean(extract_answer(completion.text) is None for completion in completions),
+        "distinct_answers_mean": fmean(distinct),
+        "no_answer_rate": fmean(answer is None for group in groups for answer in group.answers),
     }
 
 
