@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,6 +59,14 @@ def arm_rewards(group: Group, result: ScoredQuestion | FailedQuestion) -> list[f
         return [None] * len(group.completions)
     by_id = {arm.id: arm.reward for arm in result.arms}
     return [by_id[str(j)] for j in range(len(group.completions))]
+
+
+def with_differences(
+    groups: Sequence[Group], results: Mapping[str, ScoredQuestion | FailedQuestion]
+) -> Sequence[Group]:
+    """The groups whose completions got different rewards; all of them where no group has."""
+    rewards = [set(arm_rewards(group, results[group.problem.id])) for group in groups]
+    return [group for group, found in zip(groups, rewards, strict=True) if len(found) > 1] or groups
 
 
 def to_record(

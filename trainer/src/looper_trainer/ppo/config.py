@@ -147,6 +147,8 @@ class PPOConfig(SamplerOptions):
     """lambda of generalized advantage estimation"""
     advantages: Literal["gae", "leave_one_out", "group_normalised"] = "gae"
     """from the critic; or the reward less the mean of its question's others; or that over their spread"""
+    skip_equal_groups: bool = False
+    """learn only from questions whose completions got different rewards (needs advantages from the group)"""
     whiten_advantages: bool = True
     """shift and scale a step's advantages to mean 0 and variance 1"""
     clip_range: Rate = 0.2
@@ -237,6 +239,8 @@ class PPOConfig(SamplerOptions):
             )
         if self.advantages != "gae" and self.samples_per_question < 2:
             raise ValueError(f"advantages {self.advantages} needs samples_per_question of 2 or more")
+        if self.skip_equal_groups and self.advantages == "gae":
+            raise ValueError("skip_equal_groups needs advantages leave_one_out or group_normalised")
         if self.decay_steps and self.decay_steps <= self.warmup_steps:
             raise ValueError("decay_steps must come after warmup_steps")
         if self.curriculum_steps and self.rollouts_file is None:

@@ -10,13 +10,14 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 from looper_schemas.scoring import FailedQuestion
 from looper_trainer.errors import RewardError
-from looper_trainer.groups import Group, arm_rewards, sample_groups, to_record
+from looper_trainer.groups import Group, arm_rewards, sample_groups, to_record, with_differences
 from looper_trainer.ppo.batch import MicroBatch, Row, completion_mask, plan_micro_batches, sampler_logprobs
 from looper_trainer.ppo.checkpoint import TrainState
 from looper_trainer.ppo.config import PPOConfig
@@ -105,21 +106,28 @@ def learn(
     ranks = ranks or Alone()
     rng = random.Random(f"{config.seed}/step/{step}")
     groups = ranks.from_first(lambda: _here(samples).groups)
-    rows = to_rows(groups)
+
+    def wait_for_scores() -> Results:
+        with watch.part("score_wait"):
+            return ranks.from_first(
+                lambda: _here(samples).scores.results([group.problem.id for group in groups])
+            )
+
+    results = wait_for_scores() if config.skip_equal_groups else None
+    used = groups if results is None else with_differences(groups, results)
+    rows = to_rows(used)
     mask_BT = completion_mask(rows, policy.device)
     sampler_logprobs_BT = sampler_logprobs(rows, policy.device)
 
-    # 1. While the last scores are on their way, measure logprobs, reference logprobs and values.
+    # 1. While the last scores are on their way (unless they say what is learnt from), measure logprobs,
+    # reference logprobs and values.
     with watch.part("logprobs"):
         minibatches = cut_minibatches(rows, config, rng, policy.device)
         micro_batches = [batch for minibatch in minibatches for batch in minibatch]
         measured = measure(policy, micro_batches, (mask_BT.shape[0], mask_BT.shape[1]), ranks)
 
     # 2. The scores, recorded before they are judged to be enough.
-    with watch.part("score_wait"):
-        results = ranks.from_first(
-            lambda: _here(samples).scores.results([group.problem.id for group in groups])
-        )
+    results = wait_for_scores() if results is None else results
 
     def record() -> None:
         made_by = (
@@ -135,7 +143,7 @@ def learn(
         ranks.on_first(record)
 
     # 3. Scores -> token rewards -> advantages and returns.
-    scores_B = [reward for group in groups for reward in arm_rewards(group, results[group.problem.id])]
+    scores_B = [reward for group in used for reward in arm_rewards(group, results[group.problem.id])]
     experience = assess(measured, scores_B, mask_BT, sampler_logprobs_BT, state.kl_coef, config)
     figures = token_metrics(measured, experience, sampler_logprobs_BT, config.importance_weight_cap)
 
@@ -152,6 +160,7 @@ def learn(
         "policy_version": state.step if samples is None else samples.version,
         "scorer_id": state.scorer_id,
         "critic_only": alone,
+        "questions_learnt_from": len(used),
         **sample_metrics(groups),
         **score_metrics(groups, results),
         **figures,
@@ -172,18 +181,22 @@ def _here(samples: Samples | None) -> Samples:
 def cut_minibatches(
     rows: Sequence[Row], config: PPOConfig, rng: random.Random, device: torch.device | str
 ) -> list[list[MicroBatch]]:
-    """Random questions to each minibatch, all completions of a question together; then micro-batches."""
+    """Random questions to each minibatch, all completions of a question together; then micro-batches.
+
+    As few minibatches as `questions_per_update` allows, of equal size or one question more.
+    """
     k = config.samples_per_question
     order = rng.sample(range(len(rows) // k), len(rows) // k)
-    size = config.questions_per_update
+    parts = -(-len(order) // config.questions_per_update)
+    ends = [len(order) * part // parts for part in range(parts + 1)]
     return [
         plan_micro_batches(
             rows,
-            [question * k + j for question in order[start : start + size] for j in range(k)],
+            [question * k + j for question in order[start:end] for j in range(k)],
             config.micro_batch_tokens,
             device,
         )
-        for start in range(0, len(order), size)
+        for start, end in pairwise(ends)
     ]
 
 
