@@ -6,9 +6,9 @@
 1. `looper prepare-data`: 80% of the training file to learn from, 20% (dev) to judge by; the test file is
    not touched.
 2. `looper sft` on the 80%, with the rate and epochs that best_sft.py found best on dev.
-3. renumber.py: the 80% with other numbers, and as they are where that cannot be; `looper rollouts`, one on
-   each device, asks the SFT model one question of each original `--tries` times. Kept are all questions of
-   the originals that were solved sometimes.
+3. renumber.py: the 80% with other numbers. `looper rollouts`, one on each device, asks the SFT model one
+   question of each original `--tries` times; kept are all questions of the originals that were solved
+   sometimes. With `--tries 0` all are kept: then let PPO choose, `--set skip_equal_groups=true`.
 4. ppo_variants.py: for each run a service of its own and `looper ppo` on those. Every dev question is
    answered greedily, and sampled `dev_samples` times, before the first step, every `eval_every` steps and
    after the last. Its tables are the result, `DIR/runs/variants.{json,md}`: each evaluation paired with the
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     out: Path = options.out
     data, sft, passes, kept = out / "data", out / "sft", out / "passes.jsonl", out / "kept.jsonl"
-    train, dev, pool = data / "gsm8k_train.jsonl", data / "gsm8k_dev.jsonl", data / "pool.jsonl"
+    train, dev, pool = data / "gsm8k_train.jsonl", data / "gsm8k_dev.jsonl", data / "renumbered.jsonl"
     first = options.devices[0] if options.devices else None
     if not train.is_file():
         looper(None, "prepare-data", "--input", options.gsm8k, "--output", data, "--name", "gsm8k")
@@ -60,32 +60,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--gradient-checkpointing", "false",
         )  # fmt: skip
     if not pool.is_file():
-        renumbered = data / "renumbered.jsonl"
-        script("gpu/renumber.py", "--solutions", options.gsm8k, "--input", train, "--output", renumbered)
-        gather(train, renumbered, pool)
-    if not passes.is_file():
-        ask(sft, pool, passes, options)
-    keep(pool, passes, kept)
+        script("gpu/renumber.py", "--solutions", options.gsm8k, "--input", train, "--output", pool)
+    if options.tries:
+        if not passes.is_file():
+            ask(sft, pool, passes, options)
+        keep(pool, passes, kept)
     settings = list(options.set)
     if options.minutes:
         in_turn = -(-len(options.runs) // options.jobs)
         left = options.minutes - (time.monotonic() - began) / 60
         settings.append(f"max_minutes={max(1.0, left / in_turn - LAST_MINUTES):.2f}")
     script(
-        "private/ppo_variants.py", "--sft", sft, "--train", kept, "--dev", dev, "--test", dev,
-        "--config", options.config, "--out", out / "runs", "--jobs", options.jobs,
-        "--runs", *options.runs,
+        "private/ppo_variants.py", "--sft", sft, "--train", kept if options.tries else pool,
+        "--dev", dev, "--test", dev, "--config", options.config, "--out", out / "runs",
+        "--jobs", options.jobs, "--runs", *options.runs,
         *(["--devices", *options.devices, "--service-device", "cuda"] if options.devices else []),
         "--dev-alone", "--commit", options.commit, *(["--set", *settings] if settings else []),
     )  # fmt: skip
     return 0
-
-
-def gather(train: Path, renumbered: Path, pool: Path) -> None:
-    """`pool`: the renumbered questions, and those of `train` that have none."""
-    questions = list(read_records(renumbered, Problem))
-    originals = {original(one.id) for one in questions}
-    write_records(pool, questions + [one for one in read_records(train, Problem) if one.id not in originals])
 
 
 def ask(sft: Path, questions: Path, passes: Path, options: argparse.Namespace) -> None:
@@ -137,7 +129,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, default=Path(__file__).with_name("gsm8k_ppo.toml"))
     parser.add_argument("--sft-rate", default="8e-4")
     parser.add_argument("--sft-epochs", default="4")
-    parser.add_argument("--tries", type=int, default=8, help="answers to each question that is asked")
+    parser.add_argument("--tries", type=int, default=8, help="answers to each; 0: ask none, keep all")
     parser.add_argument("--asked", type=int, help="originals to try the SFT model on; all by default")
     three = [f"arm_gated:{seed}" for seed in range(3)]
     parser.add_argument("--runs", nargs="+", default=three, metavar="VARIANT:SEED", help="of ppo_variants.py")
