@@ -239,10 +239,12 @@ def test_a_server_that_is_not_there_is_named_with_what_to_do(said):
 def test_with_one_of_two_servers_gone_the_other_does_all_the_work(fake, said):
     with fake_vllm.FakeVLLM() as second:
         sampler = VLLMSampler("base", quick(fake.url, second.url), say=said.append).__enter__()
-        fake.delay = second.delay = {prompt[0]: 0.02 for prompt in PROMPTS}
+        # Neither can answer its share before the other is connected, however busy the machine.
+        fake.delay = second.delay = {prompt[0]: 0.5 for prompt in PROMPTS}
         check(sampler.sample(PROMPTS, PARAMS, SEEDS))
         assert fake.sampled()
         assert second.sampled()
+    fake.delay = {}
     before = len(fake.sampled())
     check(sampler.sample(PROMPTS, PARAMS, SEEDS))
     assert len(fake.sampled()) == before + len(PROMPTS)
