@@ -5,9 +5,11 @@
 1. `equal`: --equal-steps steps of the small shape on one GPU and under `accelerate launch` on two, with the
    transformers sampler and a reward of random numbers; the largest difference of an adapter weight, also
    relative to the largest weight of the matrices that begin at zero.
-2. `overlap`: steps of --shape with sampler and trainer on one GPU (shares), then on two with `overlap`, then
-   so without activation checkpointing, since the trainer has the card's memory for itself; the ratios of the
-   median step times. The first two steps of each do not count.
+2. `overlap`: steps of --shape with sampler and trainer on one GPU (shares), then on two with `overlap`; each
+   also without activation checkpointing (`kept`), for which a trainer with a card of its own has the memory
+   sooner; the ratios of the median step times. The first two steps of each do not count.
+
+What is skipped, and the ways of part 2 that are not asked for, stay as --out has them.
 """
 
 from __future__ import annotations
@@ -28,6 +30,14 @@ from shapes import SHAPES, problems, write_model
 from looper_schemas.records import write_records
 
 KEY = "benchmark"
+APART = {"vllm_memory_share": 0.85, "vllm_devices": "1", "overlap": "true"}
+KEPT = {"activation_checkpointing": "false", "micro_batch_tokens": 4096}
+WAYS: dict[str, dict[str, object]] = {
+    "one_gpu": {"vllm_memory_share": 0.45},
+    "one_gpu_kept": {"vllm_memory_share": 0.45} | KEPT,
+    "two_gpus": APART,
+    "two_gpus_kept": APART | KEPT,
+}
 
 
 def options_from_command_line() -> argparse.Namespace:
@@ -43,6 +53,7 @@ def options_from_command_line() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", help="cpu: part 1 alone, with gloo")
     parser.add_argument("--dtype", default="bfloat16", help="of part 2")
     parser.add_argument("--skip", default="", help="of equal,overlap")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="of part 2")
     parser.add_argument("--work", type=Path)
     parser.add_argument("--commit", default="")
     parser.add_argument("--out", type=Path, required=True)
@@ -100,21 +111,17 @@ def equal(options: argparse.Namespace, work: Path, url: str) -> dict[str, Any]:
     return {"largest_change": change, "largest_difference": gap, "relative": gap / change}
 
 
-def overlap(options: argparse.Namespace, work: Path, url: str) -> dict[str, Any]:
-    """Median step times on one GPU and on two with overlap."""
-    apart = {"vllm_memory_share": 0.85, "vllm_devices": "1", "overlap": "true"}
+def overlap(
+    options: argparse.Namespace, work: Path, url: str, found: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    """Median step times of each of `--ways` and of those `found` before; the ratios of two GPUs to one."""
     model = work / f"model-{options.shape}"
     if not (model / "config.json").is_file():
         write_model(model, options.shape, options.device, options.dtype)
     data = work / "overlap.jsonl"
     vocabulary = SHAPES[options.shape]["vocab_size"]
     write_records(data, problems(options.questions * options.steps, options.prompt_tokens, vocabulary))
-    found: dict[str, Any] = {}
-    for name, more in (
-        ("one_gpu", {"vllm_memory_share": 0.45}),
-        ("two_gpus", apart),
-        ("two_gpus_kept", apart | {"activation_checkpointing": "false", "micro_batch_tokens": 4096}),
-    ):
+    for name in options.ways:
         output = work / name
         settings = common(options, model, data, output) | {
             "sampler": "vllm", "batch_size": options.questions,
@@ -122,18 +129,19 @@ def overlap(options: argparse.Namespace, work: Path, url: str) -> dict[str, Any]
             "steps": options.steps, "dtype": options.dtype, "activation_checkpointing": "true",
             "vllm_max_num_seqs": options.questions * options.samples, "vllm_folder": work / f"vllm-{name}",
             "vllm_max_model_len": options.prompt_tokens + options.max_tokens + 16,
-        } | more  # fmt: skip
+        } | WAYS[name]  # fmt: skip
         looper(settings, url)
         lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()][2:]
         seconds = {key: statistics.median(line["seconds"].get(key, 0.0) for line in lines)
                    for key in ("sample", "logprobs", "update", "score_wait", "record", "sync")}  # fmt: skip
         seconds["whole"] = statistics.median(line["step_seconds"] for line in lines)
         found[name] = seconds | {"importance_mean": statistics.median(x["importance_mean"] for x in lines)}
-    one = found["one_gpu"]["whole"]
-    return found | {
-        "ratio": found["two_gpus"]["whole"] / one,
-        "ratio_kept": found["two_gpus_kept"]["whole"] / one,
-    }
+    ratios = {
+        f"{two} / {one}": found[two]["whole"] / found[one]["whole"]
+        for two in found if two.startswith("two")
+        for one in found if one.startswith("one")
+    }  # fmt: skip
+    return {"ways": found, "ratios": ratios}
 
 
 def main() -> None:
@@ -148,7 +156,8 @@ def main() -> None:
         try:
             assert reward.stdout is not None
             url = reward.stdout.readline().strip()
-            document: dict[str, Any] = {
+            before = json.loads(options.out.read_text()) if options.out.is_file() else {}
+            document: dict[str, Any] = before | {
                 "benchmark": "two_gpus", "device": device_name(), "versions": versions(),
                 "commit": options.commit,
             }  # fmt: skip
@@ -159,7 +168,8 @@ def main() -> None:
                 if "equal" not in skip:
                     document["equal"] = equal(options, Path(runs), url)
                 if "overlap" not in skip:
-                    document["overlap"] = overlap(options, Path(runs), url)
+                    found = document.get("overlap", {}).get("ways", {})
+                    document["overlap"] = overlap(options, Path(runs), url, found)
         finally:
             reward.terminate()
             reward.wait()
