@@ -162,7 +162,7 @@ def main() -> None:
                 "commit": options.commit,
             }  # fmt: skip
             with tempfile.TemporaryDirectory(dir=work) as runs:
-                for name in ("model-" + options.small, "model-" + options.shape):
+                for name in {"model-" + options.small, "model-" + options.shape}:
                     if (work / name).is_dir():
                         (Path(runs) / name).symlink_to(work / name)
                 if "equal" not in skip:
