@@ -5,9 +5,10 @@
 1. `equal`: --equal-steps steps of the small shape on one GPU and under `accelerate launch` on two, with the
    transformers sampler and a reward of random numbers; the largest difference of an adapter weight, also
    relative to the largest weight of the matrices that begin at zero.
-2. `overlap`: steps of --shape with sampler and trainer on one GPU (shares), then on two with `overlap`; each
-   also without activation checkpointing (`kept`), for which a trainer with a card of its own has the memory
-   sooner; the ratios of the median step times. The first two steps of each do not count.
+2. `overlap`: steps of --shape with sampler and trainer on one GPU (shares), then on two with `overlap`; also
+   without activation checkpointing (`kept`), for which a trainer with a card of its own has the memory
+   sooner, by the size of its micro-batches; then with both work on both (`parallel`: two trainers, two
+   samplers, every step on policy). The ratios of the median step times; the first two steps do not count.
 
 What is skipped, and the ways of part 2 that are not asked for, stay as --out has them.
 """
@@ -30,14 +31,20 @@ from shapes import SHAPES, problems, write_model
 from looper_schemas.records import write_records
 
 KEY = "benchmark"
-APART = {"vllm_memory_share": 0.85, "vllm_devices": "1", "overlap": "true"}
-KEPT = {"activation_checkpointing": "false", "micro_batch_tokens": 4096}
+ONE = {"vllm_memory_share": 0.45}
+TWO = {"vllm_memory_share": 0.85, "vllm_devices": "1", "overlap": "true"}
+KEPT = {"activation_checkpointing": "false"}
 WAYS: dict[str, dict[str, object]] = {
-    "one_gpu": {"vllm_memory_share": 0.45},
-    "one_gpu_kept": {"vllm_memory_share": 0.45} | KEPT,
-    "two_gpus": APART,
-    "two_gpus_kept": APART | KEPT,
+    "one_gpu": ONE,
+    "one_gpu_kept": ONE | KEPT | {"micro_batch_tokens": 8192},
+    "two_gpus": TWO,
+    "two_gpus_kept": TWO | KEPT | {"micro_batch_tokens": 4096},
+    "two_gpus_kept_8192": TWO | KEPT | {"micro_batch_tokens": 8192},
+    "two_gpus_kept_16384": TWO | KEPT | {"micro_batch_tokens": 16384},
+    "two_gpus_kept_compiled": TWO | KEPT | {"micro_batch_tokens": 8192, "torch_compile": "true"},
+    "two_gpus_parallel": ONE | {"vllm_servers": 2, "vllm_devices": "0,1"},
 }
+PARALLEL = "two_gpus_parallel"
 
 
 def options_from_command_line() -> argparse.Namespace:
@@ -63,11 +70,11 @@ def options_from_command_line() -> argparse.Namespace:
 def looper(arguments: dict[str, object], url: str, processes: int = 1, **environment: str) -> None:
     """`looper ppo` with `arguments`, by `processes` processes."""
     command = [sys.executable, "-m"]
-    if processes > 1:
+    if processes > 1 and arguments["device"] == "cuda":
         command += ["accelerate.commands.launch", "--num_processes", str(processes), "--num_machines", "1"]
-        command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-        command += ["--multi_gpu"] if arguments["device"] == "cuda" else ["--cpu"]
-        command += ["-m"]
+        command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--multi_gpu", "-m"]
+    elif processes > 1:  # on a CPU accelerate's launcher starts one
+        command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     command += ["looper_trainer.cli", "ppo"]
     for name, value in arguments.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
@@ -130,7 +137,7 @@ def overlap(
             "vllm_max_num_seqs": options.questions * options.samples, "vllm_folder": work / f"vllm-{name}",
             "vllm_max_model_len": options.prompt_tokens + options.max_tokens + 16,
         } | WAYS[name]  # fmt: skip
-        looper(settings, url)
+        looper(settings, url, processes=2 if name == PARALLEL else 1)
         lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()][2:]
         seconds = {key: statistics.median(line["seconds"].get(key, 0.0) for line in lines)
                    for key in ("sample", "logprobs", "update", "score_wait", "record", "sync")}  # fmt: skip

@@ -9,6 +9,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -462,6 +463,26 @@ def test_servers_that_cannot_start_leave_none_behind(site, tmp_path, said):
     with pytest.raises(SamplerError, match="no such model"):
         sampler.__enter__()
     assert [server.pid for server in sampler.servers] == [None, None]
+
+
+def test_a_server_under_a_launcher_of_processes_makes_a_group_of_its_own(site, tmp_path, said, monkeypatch):
+    # What `accelerate launch` leaves behind; torch would look for its store and wait for it.
+    launcher = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    with VLLMServer("base", quick(), log_file=tmp_path / "vllm.log", say=said.append) as server:
+        lines = Path(f"/proc/{server.pid}/environ").read_bytes().decode().split("\0")
+    started_with = dict(line.split("=", 1) for line in lines if line)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    program = f"""
+import datetime, torch.distributed
+torch.distributed.init_process_group(
+    "gloo", init_method={where!r}, rank=0, world_size=1, timeout=datetime.timedelta(seconds=5)
+)
+"""
+    subprocess.run([sys.executable, "-c", program], env=started_with, check=True, timeout=120)
 
 
 @pytest.mark.parametrize(

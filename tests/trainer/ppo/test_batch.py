@@ -69,6 +69,25 @@ def test_a_plan_holds_every_row_once_and_keeps_to_its_budget(rows: list[Row], ma
     assert widths == sorted(widths, reverse=True)
 
 
+@pytest.mark.parametrize(
+    ("max_tokens", "processes", "packs"),
+    [
+        (130, 1, [8, 8]),  # 13 packs of 10 tokens would fit into the first
+        (1000, 1, [16]),
+        (1000, 2, [8, 8]),  # every process gets one
+        (60, 1, [6, 6, 4]),
+        (60, 2, [4, 4, 4, 4]),  # three would do, but two processes would not share them evenly
+        (1000, 32, [1] * 16),  # more processes than packs
+    ],
+)
+def test_micro_batches_are_as_few_and_as_even_as_can_be(
+    max_tokens: int, processes: int, packs: list[int]
+) -> None:
+    rows = [Row([number] * 5, [3] * 5, [0.0] * 5) for number in range(16)]
+    plan = plan_micro_batches(rows, range(16), max_tokens, processes=processes)
+    assert [len(batch.rows_n) for batch in plan] == packs
+
+
 @given(rows_strategy, st.integers(1, 60))
 @settings(max_examples=80, deadline=None)
 def test_completions_of_one_prompt_share_packs_and_never_with_those_of_another(

@@ -6,10 +6,12 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from looper_schemas.records import Problem
@@ -88,6 +90,18 @@ def test_two_gloo_processes_train_what_one_process_trains(
             number = isinstance(here[key], int | float)
             near = pytest.approx(here[key], rel=1e-3, abs=1e-5) if number else here[key]
             assert there[key] == near, key
+
+
+def test_the_others_wait_for_the_first_rank_longer_than_for_any_outage() -> None:
+    def work(rank: int) -> None:
+        join()
+        backend = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
+        # torch's own limit is half an hour for gloo, ten minutes for NCCL
+        assert backend.options._timeout > timedelta(
+            seconds=10 * PPOConfig.model_fields["give_up_after_s"].default
+        )
+
+    assert in_two_processes(work) == [0, 0]
 
 
 def test_a_failure_on_the_first_rank_ends_the_others_too(

@@ -6,6 +6,8 @@ import hashlib
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from torch._dynamo.utils import counters
 
 from looper_schemas.prompt import format_prompt
 from looper_schemas.records import Problem, RolloutRecord, read_records, write_records
+from looper_trainer.config import save_resolved
 from looper_trainer.errors import ConfigError
 from looper_trainer.ppo.checkpoint import step_folder
 from looper_trainer.ppo.config import PPOConfig
@@ -88,6 +91,22 @@ def adapter_digest(config: PPOConfig, step: int) -> str:
 
 def trajectories(config: PPOConfig, step: int) -> list[RolloutRecord]:
     return read_records(config.output / "trajectories" / f"step_{step:05d}.jsonl", RolloutRecord)
+
+
+def test_two_processes_of_a_launcher_train_with_one_server_of_their_own(
+    config: PPOConfig, reward: FakeRewardServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(FAKE_SITE))
+    settings = save_resolved(config, config.output.parent)
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command = ["looper_trainer.cli", "ppo", "--config", settings]
+    done = subprocess.run([sys.executable, "-m", *launcher, *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = metrics_of(config)
+    assert [(line["step"], line["policy_version"]) for line in lines] == [(0, 0), (1, 0), (2, 1), (3, 2)]
+    assert (config.output / "vllm" / "vllm.log").read_text().count("fake vllm") == 1
+    assert done.stdout.count("step 3/3") == 1  # one of them speaks
+    assert "destroy_process_group" not in done.stderr
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")

@@ -13,6 +13,7 @@ bit-equal logprobs, and the first ratio of an update is exactly 1.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -136,22 +137,36 @@ def plan_packs(rows: Sequence[Row], indices: Sequence[int], max_width: int) -> l
 
 
 def plan_micro_batches(
-    rows: Sequence[Row], indices: Sequence[int], max_tokens: int, device: torch.device | str = "cpu"
+    rows: Sequence[Row],
+    indices: Sequence[int],
+    max_tokens: int,
+    device: torch.device | str = "cpu",
+    processes: int = 1,
 ) -> list[MicroBatch]:
     """Cut `indices` into micro-batches of at most `max_tokens` padded tokens, similar widths together.
 
-    A row longer than `max_tokens` gets a micro-batch of its own.
+    As few as it takes, a multiple of `processes` where there are rows enough, and the largest as small as
+    can be. A row longer than `max_tokens` gets a micro-batch of its own.
     """
     packs = plan_packs(rows, indices, min(max_tokens, WIDEST_PACK))
     packs.sort(key=lambda pack: pack_width(rows, pack), reverse=True)
-    groups: list[list[list[int]]] = []
-    for pack in packs:
-        # Packs come widest first, so the first one of a group sets its width.
-        if groups and pack_width(rows, groups[-1][0]) * (len(groups[-1]) + 1) <= max_tokens:
-            groups[-1].append(pack)
-        else:
-            groups.append([pack])
-    return [micro_batch(rows, group, device) for group in groups]
+    widths = [pack_width(rows, pack) for pack in packs]
+
+    def cut(limit: int) -> list[list[list[int]]]:
+        groups: list[list[list[int]]] = []
+        widest = 0
+        for pack, width in zip(packs, widths, strict=True):
+            # Packs come widest first, so the first one of a group sets its width.
+            if groups and widest * (len(groups[-1]) + 1) <= limit:
+                groups[-1].append(pack)
+            else:
+                groups.append([pack])
+                widest = width
+        return groups
+
+    number = -(-len(cut(max_tokens)) // processes) * processes
+    smallest = 1 + bisect_left(range(1, max_tokens), -number, key=lambda limit: -len(cut(limit)))
+    return [micro_batch(rows, group, device) for group in cut(smallest)]
 
 
 def completion_mask(rows: Sequence[Row], device: torch.device | str = "cpu") -> Tensor:

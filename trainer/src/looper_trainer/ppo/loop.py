@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -33,7 +33,7 @@ from looper_trainer.ppo.log import RunLog, Stopwatch
 from looper_trainer.ppo.metrics import collapses
 from looper_trainer.ppo.plan import check_fit, limit_trainer, make_plan, vllm_share
 from looper_trainer.ppo.policy import Policy
-from looper_trainer.ppo.ranks import Alone, Elsewhere, Ranks, join
+from looper_trainer.ppo.ranks import Alone, Elsewhere, Ranks, join, leave
 from looper_trainer.ppo.scoring import Scorer
 from looper_trainer.ppo.source import Source
 from looper_trainer.ppo.step import learn
@@ -59,24 +59,33 @@ def run(config: PPOConfig) -> None:
     ranks = join()
     scorer_id = ranks.from_first(lambda: _scorer_of_run(config))
     check_fit(config)
-    if ranks.rank:
-        policy, _ = Policy.load(config)
-        train(config, data, policy, Elsewhere(), Elsewhere(), ranks, began)
-        return
-    with RewardClient.from_environment(
-        run_id=config.run_name,
-        reward_mode=config.reward_mode,
-        disclosure=config.disclosure,
-        scorer_id=scorer_id,
-        give_up_after_s=config.give_up_after_s,
-    ) as client:
-        client.info()  # a wrong URL or key should end the run before a model is loaded
-        with policy_and_sampler(config) as (policy, sampler):
-            train(config, data, policy, sampler, client, ranks, began)
-    if config.merge and config.train == "lora":
-        del policy, sampler
+    with ExitStack() as stack:
+        # The other ranks' policies come after the sampler, which may measure the memory of their GPUs.
+        here = ranks.on_first(lambda: _of_first_rank(config, scorer_id, stack))
+        policy, sampler, scorer = here or (Policy.load(config)[0], Elsewhere(), Elsewhere())
+        train(config, data, policy, sampler, scorer, ranks, began)
+    if ranks.rank == 0 and config.merge and config.train == "lora":
+        del here, policy, sampler
         print(f"merging the adapter into {config.output / 'merged'}", flush=True)
         merge_adapter(config.output / "adapter", config.output / "merged", config.model)
+    leave()
+
+
+def _of_first_rank(
+    config: PPOConfig, scorer_id: str | None, stack: ExitStack
+) -> tuple[Policy, Sampler, Scorer]:
+    """The policy, its sampler and the reward service's client, closed with `stack`."""
+    client = stack.enter_context(
+        RewardClient.from_environment(
+            run_id=config.run_name,
+            reward_mode=config.reward_mode,
+            disclosure=config.disclosure,
+            scorer_id=scorer_id,
+            give_up_after_s=config.give_up_after_s,
+        )
+    )
+    client.info()  # a wrong URL or key should end the run before a model is loaded
+    return *stack.enter_context(policy_and_sampler(config)), client
 
 
 @contextmanager

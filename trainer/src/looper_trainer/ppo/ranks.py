@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 from looper_trainer.errors import UserError
 
 T = TypeVar("T")
+# Rank 0 may wait long, for its sampler's start or a reward service that is away; the others wait for it. When
+# it dies, the launcher ends them.
+LONGEST_WAIT = timedelta(days=7)
 
 
 class Ranks(Protocol):
@@ -110,7 +114,8 @@ class Group:
                 told = [make(), None]
             except BaseException as error:
                 failure, told = error, [None, str(error) or type(error).__name__]
-        self._dist.broadcast_object_list(told, src=0)
+        # Over the processors: a GPU that waits for a message would keep a sampler on it from its work.
+        self._dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
         if failure is not None:
             raise failure
         if told[1] is not None:
@@ -135,10 +140,19 @@ def join() -> Ranks:
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        if torch.cuda.is_available():
+        gpus = torch.cuda.is_available()
+        if gpus:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=LONGEST_WAIT)
     return Group()
+
+
+def leave() -> None:
+    """End what `join` began, once every process is done."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def sum_gradients(ranks: Ranks, parameters: Iterable[nn.Parameter]) -> None:

@@ -122,7 +122,7 @@ def learn(
     # 1. While the last scores are on their way (unless they say what is learnt from), measure logprobs,
     # reference logprobs and values.
     with watch.part("logprobs"):
-        minibatches = cut_minibatches(rows, config, rng, policy.device)
+        minibatches = cut_minibatches(rows, config, rng, policy.device, ranks.size)
         micro_batches = [batch for minibatch in minibatches for batch in minibatch]
         measured = measure(policy, micro_batches, (mask_BT.shape[0], mask_BT.shape[1]), ranks)
 
@@ -179,11 +179,16 @@ def _here(samples: Samples | None) -> Samples:
 
 
 def cut_minibatches(
-    rows: Sequence[Row], config: PPOConfig, rng: random.Random, device: torch.device | str
+    rows: Sequence[Row],
+    config: PPOConfig,
+    rng: random.Random,
+    device: torch.device | str,
+    processes: int = 1,
 ) -> list[list[MicroBatch]]:
     """Random questions to each minibatch, all completions of a question together; then micro-batches.
 
-    As few minibatches as `questions_per_update` allows, of equal size or one question more.
+    As few minibatches as `questions_per_update` allows, of equal size or one question more. Each is cut so
+    that `processes` get even shares of it.
     """
     k = config.samples_per_question
     order = rng.sample(range(len(rows) // k), len(rows) // k)
@@ -195,6 +200,7 @@ def cut_minibatches(
             [question * k + j for question in order[start:end] for j in range(k)],
             config.micro_batch_tokens,
             device,
+            processes,
         )
         for start, end in pairwise(ends)
     ]

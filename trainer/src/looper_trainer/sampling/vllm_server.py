@@ -32,6 +32,11 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the only ones vLLM alloc
 _LOADER_THREADS = 8
 _VLLM_SHARE = 0.9  # of the GPU's memory, where nothing is said
 _SAY_EVERY_S = 20.0
+# How several trainers find each other; a server that reads it looks for them instead of starting.
+_OF_A_LAUNCHER = {
+    "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE",
+    "TORCHELASTIC_USE_AGENT_STORE",
+}  # fmt: skip
 
 
 class SamplerError(UserError):
@@ -212,7 +217,7 @@ class VLLMServer:
         # of them busy, loading one took seconds instead of a third of one (decision 0067).
         environment = (
             {"OMP_NUM_THREADS": str(min(_LOADER_THREADS, os.cpu_count() or 1))}
-            | os.environ
+            | {name: value for name, value in os.environ.items() if name not in _OF_A_LAUNCHER}
             | {
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
                 "VLLM_NO_USAGE_STATS": "1",
