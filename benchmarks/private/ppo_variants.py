@@ -57,8 +57,8 @@ VARIANTS: dict[str, tuple[str, str | list[str]]] = {
 CURVE = (
     "step", "correct_rate", "reward_mean", "s_end", "s_path", "s_cf", "s_wm", "kl_k1_per_completion",
     "entropy", "explained_variance", "questions_learnt_from", "length_mean", "truncation_rate",
-    "distinct_answers_mean",
-    "clip_fraction", "update_kl_k3", "dev_accuracy", "dev_sampled_accuracy", "step_seconds",
+    "distinct_answers_mean", "clip_fraction", "update_kl_k3", "dev_accuracy", "dev_sampled_accuracy",
+    "step_seconds",
 )  # fmt: skip
 
 

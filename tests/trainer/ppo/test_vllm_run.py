@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from collections import defaultdict
@@ -98,7 +99,10 @@ def test_two_processes_of_a_launcher_train_with_one_server_of_their_own(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(FAKE_SITE))
     settings = save_resolved(config, config.output.parent)
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = ["--master-addr", "127.0.0.1", "--master-port", str(free.getsockname()[1])]
+    launcher = ["torch.distributed.run", *where, "--nproc-per-node", "2", "-m"]
     command = ["looper_trainer.cli", "ppo", "--config", settings]
     done = subprocess.run([sys.executable, "-m", *launcher, *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
