@@ -22,6 +22,7 @@ from looper_eval.generate import Unfinished, answer_all, grade, load_answers
 from looper_eval.manifest import ModelEntry, open_folder
 from looper_eval.settings import Settings
 from looper_eval.summary import Summary, compare
+from looper_eval.tables import pass_table
 from looper_schemas.records import to_line
 
 SETTINGS = Settings(temperature=0.8, seed=5)
@@ -127,6 +128,41 @@ def test_pass_at_k_is_the_mean_over_all_subsets_of_k_samples(tmp_path: Path) -> 
     for k, value in summary.models[0].pass_at.items():
         naive = [mean(any(chosen) for chosen in itertools.combinations(group, int(k))) for group in groups]
         assert value == pytest.approx(mean(naive))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        ("5 5 6 7", 1.0),
+        ("5 6 6 7", 0.0),
+        ("5 6 5 6", 0.5),  # two answers are as frequent: either would be given
+        ("5 6 7 8", 0.25),
+        ("5 5.0 6 6", 0.5),  # one number, written in two ways
+        ("5 none none none", 1.0),  # what states no answer has no vote
+        ("5 6! 6! 6!", 1.0),  # nor has what was cut off
+        ("none none none none", 0.0),
+    ],
+)
+def test_the_majority_of_the_samples_is_their_most_frequent_answer(
+    outputs: str, expected: float, tmp_path: Path
+) -> None:
+    dataset = Dataset("hand-made.jsonl", questions_digest(QUESTIONS[:1]), QUESTIONS[:1])
+    manifest = open_folder(tmp_path, dataset, SETTINGS, {"a": ModelEntry(place="a", identity="a")}, 4)
+    answers = [
+        Answer(
+            "no idea" if word == "none" else f"#### {word.strip('!')}", "length" if "!" in word else "stop", 2
+        )
+        for word in outputs.split()
+    ]
+    lines = [
+        to_line(grade(QUESTIONS[0], answer, manifest.digest("a"), sample))
+        for sample, answer in enumerate(answers)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    (model,) = compare(tmp_path).models
+    assert model.majority == expected
+    columns, (row,) = pass_table(compare(tmp_path))
+    assert (columns[-1], row[-1]) == ("maj@4", f"{100 * expected:.2f}%")
 
 
 def test_models_are_compared_by_the_paired_t_test_on_question_means(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
-"""The figures of a summary: shares with intervals, pass@k, paired comparisons, breakdowns.
+"""The figures of a summary: shares with intervals, pass@k, majorities, paired comparisons, breakdowns.
 
 Verdicts come as one list of booleans for each question, one for each of its samples.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from itertools import combinations, islice
 from statistics import mean
 
 from looper_eval import statistics
@@ -19,6 +20,7 @@ from looper_eval.summary_types import (
     Table,
     Verdicts,
 )
+from looper_schemas.records import EvalRecord
 
 
 def share(verdicts: Verdicts) -> Share:
@@ -60,6 +62,28 @@ def pass_at(verdicts: Verdicts, samples: int) -> dict[str, float]:
         for k in ks
         if k <= samples and samples > 1
     }
+
+
+def majority(records: Sequence[EvalRecord], verdicts: Verdicts) -> float | None:
+    """Share of the questions whose most frequent answer is right (self-consistency, arXiv:2203.11171).
+
+    Nothing for single answers. What states no answer or was cut off has no vote; of answers that are as
+    frequent, each is as likely to be given.
+    """
+    if len(records) == len(verdicts):
+        return None
+    flat, chances = iter(records), []
+    for group in verdicts:
+        votes: Counter[str] = Counter()
+        right: set[str] = set()
+        for record, flag in zip(islice(flat, len(group)), group, strict=True):
+            if record.final_answer is not None and record.finish_reason != "length":
+                votes[record.final_answer] += 1
+                right |= {record.final_answer} if flag else set()
+        most = max(votes.values(), default=0)
+        tied = [answer for answer, count in votes.items() if count == most]
+        chances.append(len(right.intersection(tied)) / max(1, len(tied)))
+    return mean(chances)
 
 
 def groups(flags: Sequence[bool], samples: int) -> Verdicts:

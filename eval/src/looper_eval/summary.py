@@ -14,7 +14,7 @@ from statistics import mean, median
 
 from looper_eval.coherence import diagnose
 from looper_eval.dataset import EvalQuestion
-from looper_eval.figures import breakdowns, groups, pairs, pass_at, share, standard_error
+from looper_eval.figures import breakdowns, groups, majority, pairs, pass_at, share, standard_error
 from looper_eval.generate import Unfinished, load_answers
 from looper_eval.manifest import IMPORTED, Manifest, read_manifest, read_questions, write_json
 from looper_eval.regrade import GRADERS, verdict
@@ -194,6 +194,7 @@ def _model(results: Results, name: str, correct: Verdicts) -> ModelSummary:
         },
         recorded=_recorded(records, flat),
         pass_at=pass_at(correct, results.samples),
+        majority=majority(records, correct),
         standard_error=standard_error(correct),
         tokens_mean=mean(lengths) if lengths else None,
         tokens_median=float(median(lengths)) if lengths else None,

@@ -32,7 +32,8 @@ class Recorded(Frozen):
 class ModelSummary(Share):
     """One model's result. correct + wrong + unparsed + truncated = n answers.
 
-    `pass_at` holds the unbiased pass@k for several k, where several samples were drawn.
+    Where several samples were drawn, `pass_at` holds the unbiased pass@k for several k, and `majority` the
+    accuracy of the most frequent answer of all samples.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ModelSummary(Share):
     graders: dict[str, Share]
     recorded: dict[str, Recorded] = {}
     pass_at: dict[str, float] = {}
+    majority: float | None = None
     standard_error: float
     tokens_mean: float | None
     tokens_median: float | None

@@ -86,10 +86,16 @@ def calls(summary: Summary) -> str:
 
 
 def pass_table(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Columns and rows of the unbiased pass@k; no columns for single answers."""
+    """Columns and rows of the unbiased pass@k and of all samples' majority; no columns for single answers."""
+    if summary.samples == 1:
+        return (), []
     ks = tuple(summary.models[0].pass_at)
-    rows = [(one.name, *(f"{100 * one.pass_at[k]:.2f}%" for k in ks)) for one in summary.models]
-    return (("model", *(f"pass@{k}" for k in ks)), rows) if ks else ((), [])
+    columns = ("model", *(f"pass@{k}" for k in ks), f"maj@{summary.samples}")
+    rows = [
+        (one.name, *(f"{100 * share:.2f}%" for share in (*one.pass_at.values(), one.majority or 0.0)))
+        for one in summary.models
+    ]
+    return columns, rows
 
 
 def recorded_rows(summary: Summary) -> list[tuple[str, ...]]:
@@ -188,7 +194,7 @@ def _more_tables(summary: Summary) -> list[Table]:
     found = []
     for title, (columns, rows) in (
         ("scores that came with the answers", (RECORDED_COLUMNS, recorded_rows(summary))),
-        ("unbiased pass@k", pass_table(summary)),
+        ("unbiased pass@k, and the most frequent answer", pass_table(summary)),
         ("evaluation questions in the training data", (CONTAMINATION_COLUMNS, contamination_rows(summary))),
         ("coherence against correctness", (COHERENCE_COLUMNS, coherence_rows(summary))),
     ):
@@ -214,7 +220,7 @@ def markdown(summary: Summary) -> str:
         parts += ["## Scores that came with the answers", markdown_table(RECORDED_COLUMNS, rows)]
     columns, rows = pass_table(summary)
     if rows:
-        parts += ["## Unbiased pass@k", markdown_table(columns, rows)]
+        parts += ["## Unbiased pass@k, and the most frequent answer", markdown_table(columns, rows)]
     if summary.pairs:
         parts += [
             "## Paired differences",
