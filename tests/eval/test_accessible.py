@@ -76,6 +76,7 @@ def report_page(make_results: MakeResults) -> Path:
             update={
                 "recorded": {"strict": Recorded(accuracy=0.5, differing=1)},
                 "pass_at": {"1": 0.4, "4": 0.8},
+                "majority": 0.6,
             }
         )
         for one in summary.models

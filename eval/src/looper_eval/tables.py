@@ -87,15 +87,14 @@ def calls(summary: Summary) -> str:
 
 def pass_table(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Columns and rows of the unbiased pass@k and of all samples' majority; no columns for single answers."""
-    if summary.samples == 1:
-        return (), []
     ks = tuple(summary.models[0].pass_at)
-    columns = ("model", *(f"pass@{k}" for k in ks), f"maj@{summary.samples}")
+    if not ks:
+        return (), []
     rows = [
         (one.name, *(f"{100 * share:.2f}%" for share in (*one.pass_at.values(), one.majority or 0.0)))
         for one in summary.models
     ]
-    return columns, rows
+    return ("model", *(f"pass@{k}" for k in ks), f"maj@{ks[-1]}"), rows
 
 
 def recorded_rows(summary: Summary) -> list[tuple[str, ...]]:
