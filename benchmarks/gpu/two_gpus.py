@@ -10,7 +10,7 @@
    sooner, by the size of its micro-batches; then with both work on both (`parallel`: two trainers, two
    samplers, every step on policy). The ratios of the median step times; the first two steps do not count.
 
-What is skipped, and the ways of part 2 that are not asked for, stay as --out has them.
+What is skipped, and the ways of part 2 that are not asked for, stay as --out has them of the same --commit.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def main() -> None:
             assert reward.stdout is not None
             url = reward.stdout.readline().strip()
             before = json.loads(options.out.read_text()) if options.out.is_file() else {}
-            document: dict[str, Any] = before | {
+            document: dict[str, Any] = (before if before.get("commit") == options.commit else {}) | {
                 "benchmark": "two_gpus", "device": device_name(), "versions": versions(),
                 "commit": options.commit,
             }  # fmt: skip

@@ -8,7 +8,6 @@ be scored has no score: it is counted, and asked again by the next run.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +17,7 @@ from scipy.stats import rankdata
 
 from looper_eval.dataset import EvalQuestion
 from looper_eval.engines import Engine
+from looper_eval.figures import votes
 from looper_eval.generate import Unfinished, answer_all, load_answers
 from looper_eval.settings import Settings
 from looper_eval.summary_types import Coherence
@@ -244,8 +244,8 @@ def selective_accuracy(
 
 def plurality_is_right(records: Sequence[EvalRecord], gold: str) -> bool:
     """Whether the most frequent answer of the samples is right; of several, the one that came first."""
-    answers = [one.final_answer for one in records if one.final_answer and one.finish_reason != "length"]
-    return bool(answers) and answers_match(Counter(answers).most_common(1)[0][0], gold)
+    most = votes(records).most_common(1)
+    return bool(most) and answers_match(most[0][0], gold)
 
 
 def _by_question(

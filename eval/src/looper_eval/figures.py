@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import combinations, islice
+from itertools import combinations
 from statistics import mean
+from typing import TypeVar
 
 from looper_eval import statistics
 from looper_eval.dataset import EvalQuestion
@@ -21,6 +22,8 @@ from looper_eval.summary_types import (
     Verdicts,
 )
 from looper_schemas.records import EvalRecord
+
+T = TypeVar("T")
 
 
 def share(verdicts: Verdicts) -> Share:
@@ -64,31 +67,32 @@ def pass_at(verdicts: Verdicts, samples: int) -> dict[str, float]:
     }
 
 
+def votes(records: Sequence[EvalRecord]) -> Counter[str]:
+    """How often each answer was given, first ones first. What states none or was cut off has no vote."""
+    return Counter(one.final_answer for one in records if one.final_answer and one.finish_reason != "length")
+
+
 def majority(records: Sequence[EvalRecord], verdicts: Verdicts) -> float | None:
     """Share of the questions whose most frequent answer is right (self-consistency, arXiv:2203.11171).
 
-    Nothing for single answers. What states no answer or was cut off has no vote; of answers that are as
-    frequent, each is as likely to be given.
+    Nothing for single answers. Of answers that are as frequent, each is as likely to be given.
     """
-    if len(records) == len(verdicts):
+    samples = len(verdicts[0])
+    if samples == 1:
         return None
-    flat, chances = iter(records), []
-    for group in verdicts:
-        votes: Counter[str] = Counter()
-        right: set[str] = set()
-        for record, flag in zip(islice(flat, len(group)), group, strict=True):
-            if record.final_answer is not None and record.finish_reason != "length":
-                votes[record.final_answer] += 1
-                right |= {record.final_answer} if flag else set()
-        most = max(votes.values(), default=0)
-        tied = [answer for answer, count in votes.items() if count == most]
-        chances.append(len(right.intersection(tied)) / max(1, len(tied)))
+    chances = []
+    for group, flags in zip(groups(records, samples), verdicts, strict=True):
+        counted = votes(group)
+        most = max(counted.values(), default=0)
+        tied = {answer for answer, count in counted.items() if count == most}
+        right = {record.final_answer for record, flag in zip(group, flags, strict=True) if flag}
+        chances.append(len(tied & right) / max(1, len(tied)))
     return mean(chances)
 
 
-def groups(flags: Sequence[bool], samples: int) -> Verdicts:
-    """Verdicts from those of all answers, question by question."""
-    return [list(flags[start : start + samples]) for start in range(0, len(flags), samples)]
+def groups(items: Sequence[T], samples: int) -> list[list[T]]:
+    """What there is of every answer, question by question."""
+    return [list(items[start : start + samples]) for start in range(0, len(items), samples)]
 
 
 def pairs(correct: dict[str, Verdicts]) -> tuple[PairSummary, ...]:

@@ -72,8 +72,7 @@ class Results(Frozen):
 
     def verdicts(self, name: str, grader: str) -> Verdicts:
         """Which answers of the model `name` are right to `grader`."""
-        flat = [verdict(record, grader) for record in self.records[name]]
-        return [flat[start : start + self.samples] for start in range(0, len(flat), self.samples)]
+        return groups([verdict(record, grader) for record in self.records[name]], self.samples)
 
 
 def read_results(out: Path) -> Results:

@@ -29,6 +29,8 @@ from looper_trainer.ppo.loop import run
 from looper_trainer.sampling.vllm import SamplerError
 from looper_trainer.testing import FakeRewardServer
 
+from .test_ranks import in_two_processes
+
 FAKE_SITE = Path(__file__).parents[1] / "vllm" / "fake_site"
 _spec = importlib.util.spec_from_file_location(
     "fake_vllm", FAKE_SITE / "vllm" / "entrypoints" / "openai" / "api_server.py"
@@ -110,7 +112,20 @@ def test_two_processes_of_a_launcher_train_with_one_server_of_their_own(
     assert [(line["step"], line["policy_version"]) for line in lines] == [(0, 0), (1, 0), (2, 1), (3, 2)]
     assert (config.output / "vllm" / "vllm.log").read_text().count("fake vllm") == 1
     assert done.stdout.count("step 3/3") == 1  # one of them speaks
-    assert "destroy_process_group" not in done.stderr
+
+
+def test_several_processes_leave_their_group_when_they_are_done(
+    config: PPOConfig, reward: FakeRewardServer
+) -> None:
+    with fake_vllm.FakeVLLM(model=config.model) as vllm:
+        given = config.model_copy(update={"vllm_urls": (vllm.url,), "steps": 1})
+
+        def work(rank: int) -> None:
+            run(given)
+            assert not torch.distributed.is_initialized()
+
+        assert in_two_processes(work) == [0, 0]
+    assert metrics_of(given)[-1]["step"] == 1
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
