@@ -7,8 +7,9 @@
    relative to the largest weight of the matrices that begin at zero.
 2. `overlap`: steps of --shape with sampler and trainer on one GPU (shares), then on two with `overlap`; also
    without activation checkpointing (`kept`), for which a trainer with a card of its own has the memory
-   sooner, by the size of its micro-batches; then with both work on both (`parallel`: two trainers, two
-   samplers, every step on policy). The ratios of the median step times; the first two steps do not count.
+   sooner, by the size of its micro-batches, and with the sampler's GPU giving the reference's logprobs too
+   (`reference`); then with both work on both (`parallel`: two trainers, two samplers, every step on policy).
+   The ratios of the median step times; the first two steps do not count.
 
 What is skipped, and the ways of part 2 that are not asked for, stay as --out has them of the same --commit.
 """
@@ -33,6 +34,7 @@ from looper_schemas.records import write_records
 KEY = "benchmark"
 ONE = {"vllm_memory_share": 0.45}
 TWO = {"vllm_memory_share": 0.85, "vllm_devices": "1", "overlap": "true"}
+BOTH = {"vllm_servers": 2, "vllm_devices": "0,1"}
 KEPT = {"activation_checkpointing": "false"}
 WAYS: dict[str, dict[str, object]] = {
     "one_gpu": ONE,
@@ -42,9 +44,10 @@ WAYS: dict[str, dict[str, object]] = {
     "two_gpus_kept_8192": TWO | KEPT | {"micro_batch_tokens": 8192},
     "two_gpus_kept_16384": TWO | KEPT | {"micro_batch_tokens": 16384},
     "two_gpus_kept_compiled": TWO | KEPT | {"micro_batch_tokens": 8192, "torch_compile": "true"},
-    "two_gpus_parallel": ONE | {"vllm_servers": 2, "vllm_devices": "0,1"},
+    "two_gpus_kept_reference": TWO | KEPT | {"micro_batch_tokens": 16384, "reference_on_sampler": "true"},
+    "two_gpus_parallel": ONE | BOTH,
+    "two_gpus_parallel_kept": ONE | BOTH | KEPT | {"micro_batch_tokens": 8192},
 }
-PARALLEL = "two_gpus_parallel"
 
 
 def options_from_command_line() -> argparse.Namespace:
@@ -137,7 +140,7 @@ def overlap(
             "vllm_max_num_seqs": options.questions * options.samples, "vllm_folder": work / f"vllm-{name}",
             "vllm_max_model_len": options.prompt_tokens + options.max_tokens + 16,
         } | WAYS[name]  # fmt: skip
-        looper(settings, url, processes=2 if name == PARALLEL else 1)
+        looper(settings, url, processes=2 if "parallel" in name else 1)
         lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()][2:]
         seconds = {key: statistics.median(line["seconds"].get(key, 0.0) for line in lines)
                    for key in ("sample", "logprobs", "update", "score_wait", "record", "sync")}  # fmt: skip

@@ -207,6 +207,26 @@ def test_a_failed_or_unsound_reply_is_asked_again_and_changes_nothing(fake, said
     assert len(fake.sampled()) == len(PROMPTS) + 2
 
 
+@pytest.mark.parametrize("fault", [None, "short", "nan", "ids", "prompt"])
+def test_the_reference_is_the_base_model_whatever_adapter_samples(fake, tmp_path, fault):
+    params = SamplingParams(max_new_tokens=6, with_reference=True)
+    with VLLMSampler("base", quick(fake.url)) as sampler:
+        sampler.load_adapter(adapter(tmp_path / "a", "an adapter"), 1)
+        fake.reference_faults = [fault] if fault else []
+        found = sampler.sample(PROMPTS, params, SEEDS)
+        check(found, "an adapter")
+        check(sampler.sample(PROMPTS, PARAMS, SEEDS), "an adapter")
+        assert {row[0].reference_logprobs for row in sampler.sample(PROMPTS, PARAMS, SEEDS)} == {None}
+    for prompt, row in zip(PROMPTS, found, strict=True):
+        for completion in row:
+            assert completion.reference_logprobs == tuple(
+                fake_vllm.reference("base", token, place)
+                for place, token in enumerate(completion.token_ids, start=len(prompt))
+            )
+    asked = [request for request in fake.requests if "prompt_logprobs" in request]
+    assert len(asked) == len(PROMPTS) + bool(fault)  # one request a question, and one again
+
+
 def test_a_prompt_that_always_fails_ends_the_call_with_the_reason(fake):
     with VLLMSampler("base", quick(fake.url)) as sampler:
         fake.always = 500
@@ -594,6 +614,10 @@ def test_settings_become_the_command_line_of_the_server():
     assert expected.items() <= values.items()
     assert json.loads(values["--compilation-config"])["cudagraph_mode"] == "FULL_DECODE_ONLY"
     assert "--enforce-eager" in VLLMSettings(compilation="eager").command("m", 1)
+    adapted = VLLMSettings(lora_layers=("down_proj", "q_proj")).command("m", 1)
+    first = adapted.index("--lora-target-modules")
+    assert adapted[first + 1 : first + 4] == ["down_proj", "q_proj", "--logprobs-mode"]
+    assert "--lora-target-modules" not in command
     bare = VLLMSettings(lora=False, sleep=True, nf4=True, tokens_only=True).command("m", 1)
     assert {"--enable-sleep-mode", "--skip-tokenizer-init"} <= set(bare)
     assert "--enable-lora" not in bare

@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch._dynamo.utils import counters
+from transformers import AutoModelForCausalLM
 
 from looper_schemas.prompt import format_prompt
 from looper_schemas.records import Problem, RolloutRecord, read_records, write_records
@@ -26,6 +27,7 @@ from looper_trainer.errors import ConfigError
 from looper_trainer.ppo.checkpoint import step_folder
 from looper_trainer.ppo.config import PPOConfig
 from looper_trainer.ppo.loop import run
+from looper_trainer.ppo.policy import Policy
 from looper_trainer.sampling.vllm import SamplerError
 from looper_trainer.testing import FakeRewardServer
 
@@ -286,6 +288,63 @@ def test_with_overlap_a_step_samples_from_the_version_before_the_last_and_says_s
             for trajectory in record.trajectories:
                 assert trajectory.output == fake_vllm.completion(digest, prompt, trajectory.seed, 6)["text"]
     assert [line["policy_version"] for line in metrics_of(ahead)] == [0, 0, 0, 1]
+
+
+def test_dev_questions_are_answered_greedily_and_sampled_at_a_temperature_of_their_own(
+    config: PPOConfig, reward: FakeRewardServer
+) -> None:
+    with fake_vllm.FakeVLLM(model=config.model) as vllm:
+        asked = {"dev_samples": 2, "dev_temperature": 0.6, "steps": 1, "vllm_urls": (vllm.url,)}
+        run(config.model_copy(update=asked))
+        drawn = Counter((request["temperature"], request["n"]) for request in vllm.sampled())
+    # Three dev questions at step 0 and at the end; four training questions.
+    assert drawn == {(0.0, 1): 6, (0.6, 2): 6, (1.0, 4): 4}
+
+
+def test_a_reference_on_the_sampler_is_what_the_penalty_is_measured_against(
+    config: PPOConfig, reward: FakeRewardServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KL of step 1 by hand: transformers' logprobs of the base model (a fresh adapter changes nothing) less
+    those that the server gives for the same texts."""
+    with fake_vllm.FakeVLLM(model=config.model) as vllm:
+        given = config.model_copy(
+            update={"vllm_urls": (vllm.url,), "steps": 1, "reference_on_sampler": True, "dev_file": None}
+        )
+        passes: list[object] = []
+        own = Policy.ref_logprobs
+        monkeypatch.setattr(
+            Policy, "ref_logprobs", lambda policy, batch: passes.append(batch) or own(policy, batch)
+        )
+        run(given)
+        asked = [request for request in vllm.requests if "prompt_logprobs" in request]
+        sampled = {tuple(request["prompt"]) for request in vllm.sampled()}
+    assert len(passes) == 1  # the look at the architecture, before the run
+    assert len(asked) == len(sampled) == 4
+    model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
+    expected = []
+    for text in (text for request in asked for text in request["prompt"]):
+        start = max(len(prompt) for prompt in sampled if tuple(text[: len(prompt)]) == prompt)
+        with torch.no_grad():
+            logprobs = model(torch.tensor([text])).logits[0].log_softmax(-1)
+        expected.append(
+            sum(
+                float(logprobs[place - 1, text[place]]) - fake_vllm.reference("base", text[place], place)
+                for place in range(start, len(text))
+            )
+        )
+    assert len(expected) == 16
+    found = metrics_of(given)[-1]["kl_k1_per_completion"]
+    assert found == pytest.approx(sum(expected) / 16, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"sampler": "transformers"}, {"train": "full"}, {"temperature": 0.9}], ids=str
+)
+def test_a_reference_on_the_sampler_is_refused_where_it_would_be_another(wrong: dict[str, Any]) -> None:
+    settings = {"sampler": "vllm", "reference_on_sampler": True}
+    assert PPOConfig(**settings).reference_on_sampler
+    with pytest.raises(ValidationError, match="reference_on_sampler needs"):
+        PPOConfig(**settings | wrong)
 
 
 def test_a_sampler_that_stays_away_saves_the_run_and_resume_goes_on_to_the_same_weights(

@@ -10,12 +10,15 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 from scipy.stats import chisquare
 
+from looper_trainer.ppo.config import PPOConfig
+from looper_trainer.ppo.plan import adapted_layers
 from looper_trainer.sampling.base import Completion, SamplingParams
 from looper_trainer.sampling.vllm import SamplerError, VLLMSampler, VLLMSettings
 
@@ -341,6 +344,32 @@ def test_a_server_without_a_tokenizer_gives_the_same_completions(
             # vLLM holds the bytes of an unfinished character back.
             assert one.text.rstrip("\ufffd") == other.text.rstrip("\ufffd")
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+def test_the_reference_is_the_base_model_as_transformers_has_it_while_an_adapter_samples(
+    sampler: VLLMSampler, model_folder: Path, adapters: dict[int, Path], tmp_path: Path
+) -> None:
+    params = SamplingParams(max_new_tokens=48, with_reference=True)
+    prompts = prompts_of(sampler, 8)
+    layers = adapted_layers(PPOConfig(model=str(model_folder)))
+    assert layers == ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
+    settings = sampler.settings.model_copy(update={"tokens_only": True, "lora_layers": layers})
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        VLLMSampler(str(model_folder), settings, folder=tmp_path / "refers") as refers,
+    ):
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        refers.load_adapter(adapters[1], 1)
+        found = refers.sample(prompts, params, seeds_of(8, 4))
+    assert sum(len(completion.token_ids) for row in found for completion in row) > 300
+    policy, base = Oracle(model_folder, adapters[1]), Oracle(model_folder, None)
+    assert policy.error(prompts, found, params) <= 1e-4
+    given = [
+        [replace(completion, logprobs=completion.reference_logprobs or ()) for completion in row]
+        for row in found
+    ]
+    assert base.error(prompts, given, params) <= 1e-4
+    assert policy.error(prompts, given, params) > 0.1
 
 
 @pytest.fixture(scope="module")

@@ -31,11 +31,15 @@ WIDEST_PACK = 2048
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt and one of its completions, as token ids, with the sampler's logprobs of the latter."""
+    """One prompt and one of its completions, as token ids, with the sampler's logprobs of the latter.
+
+    `reference_logprobs` are there if the sampler gave them too.
+    """
 
     prompt_ids: Sequence[int]
     completion_ids: Sequence[int]
     sampler_logprobs: Sequence[float]
+    reference_logprobs: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids or not self.completion_ids:
@@ -177,6 +181,16 @@ def completion_mask(rows: Sequence[Row], device: torch.device | str = "cpu") -> 
 
 def sampler_logprobs(rows: Sequence[Row], device: torch.device | str = "cpu") -> Tensor:
     """The sampler's logprobs of the whole step, (B, T), zero at padding."""
-    width = max(len(row.completion_ids) for row in rows)
-    padded = [[*row.sampler_logprobs, *[0.0] * (width - len(row.sampler_logprobs))] for row in rows]
+    return _padded([row.sampler_logprobs for row in rows], device)
+
+
+def reference_logprobs(rows: Sequence[Row], device: torch.device | str = "cpu") -> Tensor | None:
+    """The reference's logprobs of the whole step, (B, T), zero at padding, if the sampler gave them."""
+    given = [row.reference_logprobs for row in rows if row.reference_logprobs is not None]
+    return _padded(given, device) if len(given) == len(rows) else None
+
+
+def _padded(logprobs: Sequence[Sequence[float]], device: torch.device | str) -> Tensor:
+    width = max(map(len, logprobs))
+    padded = [[*row, *[0.0] * (width - len(row))] for row in logprobs]
     return torch.tensor(padded, dtype=torch.float32, device=device)

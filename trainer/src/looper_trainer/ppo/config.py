@@ -95,6 +95,8 @@ class PPOConfig(SamplerOptions):
 
     overlap: bool = False
     """sample the next step while this one is learnt from: one step off-policy, corrected by the weights"""
+    reference_on_sampler: bool = False
+    """let vLLM give the reference's logprobs too: spares a pass here; for a sampler with a GPU of its own"""
 
     # The reward.
     reward_mode: RewardMode = RewardMode.ARM_GATED
@@ -180,7 +182,9 @@ class PPOConfig(SamplerOptions):
     eval_questions: Count = 0
     """of dev_file, the first N; 0: all"""
     dev_samples: Count = 0
-    """also so many answers to each dev question at `temperature`, whose mean accuracy is logged; 0: none"""
+    """also so many sampled answers to each dev question, whose mean accuracy is logged; 0: none"""
+    dev_temperature: Rate | None = None
+    """of those answers; none: the temperature of training"""
     patience: Count = 0
     """evaluations without a better accuracy that end the run; 0: never"""
     result: Literal["best", "last"] = "best"
@@ -251,6 +255,13 @@ class PPOConfig(SamplerOptions):
             raise ValueError("vllm_sleep and offload need sampler vllm with a server of our own")
         if self.overlap and (self.sampler != "vllm" or self.vllm_sleep or self.offload):
             raise ValueError("overlap needs sampler vllm, and neither vllm_sleep nor offload")
+        if self.reference_on_sampler and (
+            self.sampler != "vllm" or self.train == "full" or self.temperature != 1
+        ):
+            raise ValueError(
+                "reference_on_sampler needs sampler vllm, train lora (the base model is the reference) and "
+                "temperature 1 (vLLM knows no other for a text that it is given)"
+            )
         if self.offload and self.quantize:
             raise ValueError("offload and quantize do not go together; weights of 4 bits may stay")
         if self.train == "full" and self.merged_sampling:

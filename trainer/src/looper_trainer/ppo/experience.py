@@ -6,7 +6,7 @@ All tensors are (B, T) over the step's B completions; see `gae` for masks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,8 +48,12 @@ def measure(
     micro_batches: Sequence[MicroBatch],
     shape: tuple[int, int],
     ranks: Ranks | None = None,
+    ref_logprobs_BT: Tensor | None = None,
 ) -> Measured:
-    """Run policy, value function and reference over the step; `shape` is (B, T). Ranks share the work."""
+    """Run policy, value function and reference over the step; `shape` is (B, T). Ranks share the work.
+
+    The reference is left out where its logprobs are given.
+    """
     ranks = ranks or Alone()
     measured = Measured(*(torch.zeros(shape, device=policy.device) for _ in range(4)))
     for batch in ranks.share(micro_batches):
@@ -58,9 +62,10 @@ def measure(
         measured.logprobs_BT[batch.rows_n, :width] = output.logprobs_nT
         measured.entropy_BT[batch.rows_n, :width] = output.entropy_nT
         measured.values_BT[batch.rows_n, :width] = output.values_nT
-        measured.ref_logprobs_BT[batch.rows_n, :width] = policy.ref_logprobs(batch)
+        if ref_logprobs_BT is None:
+            measured.ref_logprobs_BT[batch.rows_n, :width] = policy.ref_logprobs(batch)
     ranks.sum_((measured.logprobs_BT, measured.ref_logprobs_BT, measured.entropy_BT, measured.values_BT))
-    return measured
+    return measured if ref_logprobs_BT is None else replace(measured, ref_logprobs_BT=ref_logprobs_BT)
 
 
 def assess(

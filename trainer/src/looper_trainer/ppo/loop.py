@@ -31,7 +31,7 @@ from looper_trainer.ppo.critic import scored_rows, warm_up_critic
 from looper_trainer.ppo.data import Data, read_data
 from looper_trainer.ppo.log import RunLog, Stopwatch
 from looper_trainer.ppo.metrics import collapses
-from looper_trainer.ppo.plan import check_fit, limit_trainer, make_plan, vllm_share
+from looper_trainer.ppo.plan import adapted_layers, check_fit, limit_trainer, make_plan, vllm_share
 from looper_trainer.ppo.policy import Policy
 from looper_trainer.ppo.ranks import Alone, Elsewhere, Ranks, join, leave
 from looper_trainer.ppo.scoring import Scorer
@@ -109,6 +109,9 @@ def policy_and_sampler(config: PPOConfig) -> Iterator[tuple[Policy, Sampler]]:
         sleep=config.vllm_sleep,
         nf4=config.quantize == "nf4",
         gpu_memory_utilization=vllm_share(config),
+        lora_layers=adapted_layers(config) if config.reference_on_sampler else (),
+        # vLLM gives a text's logprobs only with one more token.
+        max_model_len=config.vllm_max_model_len and config.vllm_max_model_len + config.reference_on_sampler,
     )
     with VLLMSampler(config.model, settings, folder=config.vllm_folder or config.output / "vllm") as sampler:
         if config.vllm_sleep:

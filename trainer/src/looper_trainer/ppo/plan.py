@@ -115,16 +115,9 @@ class Plan:
 
 def read_shape(config: PPOConfig) -> Shape:
     """Counts of the model that `config` names; no weight is read."""
-    from torch import nn
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    require_checkpoint(config.model)
-    settings = AutoConfig.from_pretrained(config.model)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(settings)
-    head = model.get_output_embeddings()
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
-    text: Any = settings.get_text_config()
+    model = _without_weights(config)
+    linear = list(_adapted(model).values())
+    text: Any = model.config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     bytes_each = 4 if config.dtype == "float32" else 2
@@ -138,6 +131,30 @@ def read_shape(config: PPOConfig) -> Shape:
         vocabulary=text.vocab_size,
         cache_bytes_per_token=2 * text.num_hidden_layers * heads * width * bytes_each,
     )
+
+
+def adapted_layers(config: PPOConfig) -> tuple[str, ...]:
+    """Names, without their places, of the layers that an adapter sits on."""
+    return tuple(sorted({name.rpartition(".")[2] for name in _adapted(_without_weights(config))}))
+
+
+def _without_weights(config: PPOConfig) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    require_checkpoint(config.model)
+    settings = AutoConfig.from_pretrained(config.model)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(settings)
+
+
+def _adapted(model: Any) -> dict[str, torch.nn.Linear]:
+    """The linear layers by name, without the output head."""
+    head = model.get_output_embeddings()
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and layer is not head
+    }
 
 
 def make_plan(config: PPOConfig) -> Plan:
@@ -260,7 +277,7 @@ def _step_seconds(shape: Shape, config: PPOConfig, sampled: int, passed: int) ->
     # With a frozen trunk backward costs as much as forward; checkpointing adds a forward pass.
     passes = (3 if config.train == "full" else 2) + config.activation_checkpointing
     return {
-        "sample": sampled / rate,
-        "logprobs": 2 * forward,
+        "sample": sampled / rate + (forward if config.reference_on_sampler else 0.0),
+        "logprobs": forward if config.reference_on_sampler else 2 * forward,
         "update": passes * forward * config.ppo_epochs,
     }

@@ -52,7 +52,7 @@ def completion_seed(seed: int, step: int, question_id: str, sample: int) -> int:
 def to_rows(groups: Sequence[Group]) -> list[Row]:
     """The completions of all groups as token rows, group by group."""
     return [
-        Row(group.prompt_ids, completion.token_ids, completion.logprobs)
+        Row(group.prompt_ids, completion.token_ids, completion.logprobs, completion.reference_logprobs)
         for group in groups
         for completion in group.completions
     ]

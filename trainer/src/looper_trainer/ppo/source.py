@@ -49,7 +49,7 @@ class Source:
     def dev_in_samples(self) -> list[int]:
         """Of each dev question, in how many of `dev_samples` answers the published policy solves it."""
         config = self.config
-        params = SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
+        params = SamplingParams(config.max_new_tokens, config.dev_temperature or config.temperature)
         with self.policy.precision():
             return solved_in_samples(self.sampler, self.data.dev, params, config.dev_samples, config.seed)
 

@@ -18,7 +18,14 @@ import torch
 from looper_schemas.scoring import FailedQuestion
 from looper_trainer.errors import RewardError
 from looper_trainer.groups import Group, arm_rewards, sample_groups, to_record, with_differences
-from looper_trainer.ppo.batch import MicroBatch, Row, completion_mask, plan_micro_batches, sampler_logprobs
+from looper_trainer.ppo.batch import (
+    MicroBatch,
+    Row,
+    completion_mask,
+    plan_micro_batches,
+    reference_logprobs,
+    sampler_logprobs,
+)
 from looper_trainer.ppo.checkpoint import TrainState
 from looper_trainer.ppo.config import PPOConfig
 from looper_trainer.ppo.data import Data
@@ -57,7 +64,9 @@ def collect(
     as soon as its completions are in."""
     watch = Stopwatch()
     problems = questions_of_step(data.train, step, config.batch_size, config.seed, config.curriculum_steps)
-    params = SamplingParams(config.max_new_tokens, config.temperature, top_p=1.0)
+    params = SamplingParams(
+        config.max_new_tokens, config.temperature, top_p=1.0, with_reference=config.reference_on_sampler
+    )
     require_version(sampler, version)
     streams = isinstance(sampler, StreamingSampler)
     scores = StepScores(scorer, step, config.score_chunk if streams else 0, config.score_connections)
@@ -69,6 +78,7 @@ def collect(
             for group in sample_groups(sampler, problems, params, k, seed_of):
                 by_id[group.problem.id] = group
                 scores.add(as_question(group.problem, group.completions))
+                _ = group.answers  # read while the others are sampled
         finally:
             scores.close()
     with watch.part("hand_over"):
@@ -124,7 +134,8 @@ def learn(
     with watch.part("logprobs"):
         minibatches = cut_minibatches(rows, config, rng, policy.device, ranks.size)
         micro_batches = [batch for minibatch in minibatches for batch in minibatch]
-        measured = measure(policy, micro_batches, (mask_BT.shape[0], mask_BT.shape[1]), ranks)
+        given = reference_logprobs(rows, policy.device)
+        measured = measure(policy, micro_batches, (mask_BT.shape[0], mask_BT.shape[1]), ranks, given)
 
     # 2. The scores, recorded before they are judged to be enough.
     results = wait_for_scores() if results is None else results

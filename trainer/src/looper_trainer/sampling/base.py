@@ -12,12 +12,14 @@ class SamplingParams:
     """How tokens are drawn.
 
     `temperature` 0 is greedy decoding. `top_p` keeps the smallest set of most probable tokens whose mass
-    reaches it, after the temperature.
+    reaches it, after the temperature. `with_reference` asks for the base model's logprobs too, where the
+    policy is an adapter on it (vLLM; without temperature).
     """
 
     max_new_tokens: int = 256
     temperature: float = 1.0
     top_p: float = 1.0
+    with_reference: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -35,12 +37,14 @@ class Completion:
     `token_ids` include the EOS token when `finish_reason` is "stop"; `text` leaves special tokens out.
     `logprobs` are natural logarithms, one for each token, of the chosen token under the distribution it
     was drawn from (after temperature and top_p); under greedy decoding, of the model's own distribution.
+    `reference_logprobs` are those of the same tokens under the base model, if they were asked for.
     """
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: Literal["stop", "length"]
+    reference_logprobs: tuple[float, ...] | None = None
 
 
 class Sampler(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -102,14 +102,52 @@ def _completion(choice: Mapping[str, Any], request: Mapping[str, Any]) -> Comple
     token_ids, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
     if not 1 <= len(token_ids) == len(logprobs) <= request["max_tokens"]:
         raise TryAgain(f"{len(token_ids)} token ids and {len(logprobs)} logprobs in one completion")
-    if not all(math.isfinite(logprob) and logprob <= 1e-4 for logprob in logprobs):
-        raise TryAgain("a logprob is no number, or positive")
     return Completion(
         text=str(choice["text"]),
         token_ids=tuple(int(token) for token in token_ids),
-        logprobs=tuple(min(float(logprob), 0.0) for logprob in logprobs),
+        logprobs=_sound(logprobs),
         finish_reason=choice["finish_reason"],
     )
+
+
+def _sound(logprobs: Sequence[float]) -> tuple[float, ...]:
+    """`logprobs`, which must be numbers and at most 0 but for rounding."""
+    if not all(math.isfinite(logprob) and logprob <= 1e-4 for logprob in logprobs):
+        raise TryAgain("a logprob is no number, or positive")
+    return tuple(min(float(logprob), 0.0) for logprob in logprobs)
+
+
+def reference_request(model: str, prompt: Sequence[int], completions: Sequence[Completion]) -> dict[str, Any]:
+    """The JSON body that asks how likely `model` finds the tokens of `completions` after `prompt`."""
+    texts = [[*prompt, *completion.token_ids] for completion in completions]
+    return {
+        "model": model, "prompt": texts, "n": 1, "max_tokens": 1, "temperature": 0.0, "top_p": 1.0,
+        "prompt_logprobs": 0, "return_token_ids": True,
+    }  # fmt: skip
+
+
+def with_reference(
+    completions: Sequence[Completion], reply: Any, request: Mapping[str, Any]
+) -> list[Completion]:
+    """`completions` with the logprobs in vLLM's `reply` to their `reference_request`.
+
+    Raises:
+        TryAgain: the reply is not a whole and sound answer to this request.
+    """
+    try:
+        choices = sorted(reply["choices"], key=lambda choice: int(choice["index"]))
+        if [choice["prompt_token_ids"] for choice in choices] != request["prompt"]:
+            raise TryAgain("the reply is to other prompts")
+        found = []
+        for completion, choice in zip(completions, choices, strict=True):
+            tokens = completion.token_ids
+            places = choice["prompt_logprobs"][-len(tokens) :]
+            pairs = zip(tokens, places, strict=True)
+            logprobs = _sound([float(place[str(token)]["logprob"]) for token, place in pairs])
+            found.append(replace(completion, reference_logprobs=logprobs))
+    except (KeyError, TypeError, ValueError) as error:
+        raise TryAgain(f"the reply is malformed: {error!r}") from None
+    return found
 
 
 class VLLMLink:
@@ -206,18 +244,26 @@ class VLLMLink:
         if reply.status_code != 200:
             raise SamplerError(f"vLLM at {self.url} does not do {path}: {_message(reply)}; see its log")
 
-    async def ask(self, client: httpx.AsyncClient, request: Mapping[str, Any]) -> list[Completion]:
-        """The completions that the server makes for `request`."""
+    async def ask(
+        self, client: httpx.AsyncClient, request: Mapping[str, Any], reference: bool = False
+    ) -> list[Completion]:
+        """The completions that the server makes for `request`, with the base model's logprobs if asked."""
+        completions = completions_from(await self._post(client, request), request)
+        if reference:
+            question = reference_request(self._base_model, request["prompt"], completions)
+            completions = with_reference(completions, await self._post(client, question), question)
+        if self.server is not None:
+            self.server.has_worked()
+        return completions
+
+    async def _post(self, client: httpx.AsyncClient, request: Mapping[str, Any]) -> Any:
         try:
             reply = await client.post(f"{self.url}/v1/completions", json=request)
         except httpx.TransportError as error:
             raise TryAgain(f"{type(error).__name__}: {error}") from None
         # 404: the server was restarted by others and has lost the adapter; `prepare` loads it again.
         _check(reply, self.url, also_retry=(404,))
-        completions = completions_from(_json(reply), request)
-        if self.server is not None:
-            self.server.has_worked()
-        return completions
+        return _json(reply)
 
     def _settle(self, adapter: Adapter | None, *, verify: bool) -> None:
         health = self._control.get(f"{self.url}/health", timeout=10.0)

@@ -162,7 +162,7 @@ class Run:
                 continue
             prepared = link.prepared
             try:
-                completions = await link.ask(client, self._body(link, request))
+                completions = await link.ask(client, self._body(link, request), self._params.with_reference)
             except TryAgain as error:
                 recoverer = ready.is_set() and link.prepared == prepared
                 if recoverer:

@@ -93,6 +93,9 @@ class VLLMSettings(BaseModel):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_lora_rank: int = Field(16, ge=1, le=_LORA_RANKS[-1])
     """The largest rank of an adapter; rounded up to one that vLLM knows."""
+    lora_layers: tuple[str, ...] = ()
+    """Names of the layers that adapters sit on, such as q_proj; none: every layer that vLLM can adapt. The
+    output layer is one of them, whose adapter kernels are not made for the logprobs of given texts."""
     compilation: Literal["full", "graphs", "eager"] = "full"
     """`full` compiles and captures (slow to start, fastest after); `graphs` only captures decode steps;
     `eager` does neither."""
@@ -144,6 +147,8 @@ class VLLMSettings(BaseModel):
             # One version samples at a time; the one before it stays for requests that are still running.
             command += ["--enable-lora", "--max-loras", "1", "--max-cpu-loras", "2"]
             command += ["--max-lora-rank", str(rank)]
+            if self.lora_layers:
+                command += ["--lora-target-modules", *self.lora_layers]
         command += ["--logprobs-mode", "processed_logprobs", "--dtype", self.dtype, "--seed", str(self.seed)]
         command += ["--max-num-seqs", str(self.max_num_seqs)]
         if not self.log_stats:

@@ -37,11 +37,18 @@ def completion(weights: str, prompt: list[int], seed: int | None, max_tokens: in
     return {"ids": ids, "logprobs": [-token / 100 for token in ids], "finish": finish, "text": text}
 
 
+def reference(weights: str, token: int, place: int) -> float:
+    """How likely the fake finds the token at `place` of a text that it is given: a logprob."""
+    return -(token + place + len(weights)) / 200
+
+
 class FakeVLLM:
     """The server and its knobs.
 
     faults: consumed one by completion request: an HTTP status, or "drop", "short", "nan", "ids", "model",
         "prompt", "abort", "json", "sicken" (dropped, and the server's health fails from then on).
+    reference_faults: the same for requests that ask for the logprobs of given texts: "short", "nan", "ids",
+        "prompt".
     delay: seconds that a prompt's completions take, by its first token.
     """
 
@@ -52,6 +59,7 @@ class FakeVLLM:
         self.requests: list[dict] = []
         self.log: list[tuple[str, str]] = []  # (load|unload, adapter name)
         self.faults: list[int | str] = []
+        self.reference_faults: list[str] = []
         self.always: int | str | None = None
         self.healthy = True
         self.asleep = False
@@ -77,7 +85,11 @@ class FakeVLLM:
 
     def sampled(self) -> list[dict]:
         """The completion requests of callers, without the sampler's one-token check of the server."""
-        return [request for request in self.requests if request["top_p"] > 1e-3]
+        return [
+            request
+            for request in self.requests
+            if request["top_p"] > 1e-3 and "prompt_logprobs" not in request
+        ]
 
 
 class _Server(ThreadingHTTPServer):
@@ -169,6 +181,8 @@ class _Handler(BaseHTTPRequestHandler):
         fake.requests.append(body)
         if fake.asleep:
             return self._error(400, "asleep")
+        if "prompt_logprobs" in body:
+            return self._refer(body)
         probe = body["top_p"] < 1e-3
         with fake.lock:
             fault = fake.always if fake.always is not None else None
@@ -221,6 +235,30 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "json":
             return self._raw(200, b"<html>proxy</html>")
         return self._send(200, reply)
+
+    def _refer(self, body: dict) -> None:
+        """The logprobs of texts given as token ids; `prompt_logprobs` is how many other tokens to name."""
+        fake = self.server_state
+        assert body["prompt_logprobs"] == 0
+        weights = fake.adapters.get(body["model"], fake.base)
+        choices = []
+        for index, ids in enumerate(body["prompt"]):
+            places = [
+                {str(token): {"logprob": reference(weights, token, place), "rank": 1}}
+                for place, token in enumerate(ids)
+            ]
+            choices.append({"index": index, "prompt_token_ids": ids, "prompt_logprobs": [None, *places[1:]]})
+        last = choices[-1]["prompt_logprobs"][-1]
+        fault = fake.reference_faults.pop(0) if fake.reference_faults else None
+        if fault == "short":
+            choices.pop()
+        elif fault == "nan":
+            next(iter(last.values()))["logprob"] = float("nan")
+        elif fault == "ids":
+            choices[-1]["prompt_logprobs"][-1] = {"100000": {"logprob": -1.0}}
+        elif fault == "prompt":
+            choices[0]["prompt_token_ids"] = choices[0]["prompt_token_ids"][1:]
+        return self._send(200, {"model": body["model"], "choices": choices[::-1]})
 
     def _error(self, status: int, message: str) -> None:
         self._send(status, {"error": {"message": message, "type": "x", "code": status}})
