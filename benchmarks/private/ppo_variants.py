@@ -25,6 +25,7 @@ import json
 import os
 import platform
 import queue
+import statistics
 import subprocess
 import sys
 import time
@@ -182,13 +183,7 @@ def write_results(options: argparse.Namespace) -> None:
         json.dumps({**stamp, "runs": found, "together": together}, indent=1) + "\n"
     )
     lines = [
-        "| run | SFT | PPO | PPO - SFT, points (95% interval) | exact McNemar p | n | steps | seconds |",
-        "|---|---|---|---|---|---|---|---|",
-        *map(row, filter(lambda run: "pairs" in run, found)),
-        "",
-        "| run | step | dev | gained | lost | exact McNemar p | sampled | gain, points (95% interval) | p |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *(dev_row(run["run"], one) for run in found for one in run["dev"]),
+        *tables(found),
         "",
         "| seeds together | answers | SFT | PPO | gain, points (95% interval) | paired t p |",
         "|---|---|---|---|---|---|",
@@ -196,6 +191,77 @@ def write_results(options: argparse.Namespace) -> None:
     ]
     (options.out / "variants.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines), flush=True)
+
+
+def tables(found: Sequence[dict[str, Any]]) -> list[str]:
+    """The lines of four tables: `looper-eval`'s comparisons, training, every evaluation, seeds by step."""
+    return [
+        "| run | SFT | PPO | PPO - SFT, points (95% interval) | exact McNemar p | n | steps | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+        *map(row, filter(lambda run: "pairs" in run, found)),
+        "",
+        "| run | steps | solved of the training questions: first 5, last 15 steps | KL, nats, last | "
+        "entropy, first and last | seconds a step |",
+        "|---|---|---|---|---|---|",
+        *map(training_row, filter(training, found)),
+        "",
+        "| run | step | dev | gained | lost | exact McNemar p | sampled | gain, points (95% interval) | p |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(dev_row(run["run"], one) for run in found for one in run.get("dev", [])),
+        "",
+        "| variant, seeds | step | dev, mean | sampled, mean |",
+        "|---|---|---|---|",
+        *by_step(found),
+    ]
+
+
+def training(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """The steps of a run's curve, without the evaluation before them."""
+    return [step for step in run["curve"] if step["step"] and "correct_rate" in step]
+
+
+def training_row(run: dict[str, Any]) -> str:
+    """One line of the table of training."""
+    steps = training(run)
+    first, last = (
+        statistics.mean(step["correct_rate"] for step in some) for some in (steps[:5], steps[-15:])
+    )
+    seconds = run.get("seconds_median", {}).get("step without eval", "")
+    return (
+        f"| {run['run']} | {steps[-1]['step']} | {first:.1%}, {last:.1%} "
+        f"| {steps[-1]['kl_k1_per_completion']:.1f} "
+        f"| {steps[0]['entropy']:.2f}, {steps[-1]['entropy']:.2f} | {seconds} |"
+    )
+
+
+def by_step(found: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each variant and step that all its seeds were evaluated at."""
+    variants: dict[str, list[dict[int, dict[str, Any]]]] = {}
+    for run in found:
+        if run.get("dev"):
+            evaluations = {one["step"]: one for one in run["dev"]}
+            variants.setdefault(run["run"].rpartition("-")[0], []).append(evaluations)
+    return [
+        f"| {name}, {len(runs)} | {step} | {statistics.mean(run[step]['accuracy'] for run in runs):.1%} | "
+        + (f"{statistics.mean(run[step]['sampled'] for run in runs):.1%} |" if "sampled" in one else "|")
+        for name, runs in variants.items()
+        for step, one in runs[0].items()
+        if all(step in run for run in runs)
+    ]
+
+
+def seconds_median(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Of a run's steps: the median seconds of each part, and of a step without its evaluation."""
+    steps = [line for line in lines if line["step"]]
+    parts = dict.fromkeys(part for line in steps for part in line["seconds"])
+    found = {
+        part: statistics.median(line["seconds"][part] for line in steps if part in line["seconds"])
+        for part in parts
+    }
+    found["step without eval"] = statistics.median(
+        line["step_seconds"] - line["seconds"].get("eval", 0.0) for line in steps
+    )
+    return {part: round(value, 3) for part, value in found.items()}
 
 
 def result(out: Path) -> dict[str, Any]:
@@ -213,6 +279,7 @@ def result(out: Path) -> dict[str, Any]:
         "seconds": int((out / "seconds").read_text()) if (out / "seconds").is_file() else None,
         **evaluated,
         "settings": without_paths(tomllib.loads((out / "ppo/config.toml").read_text())["ppo"]),
+        "seconds_median": seconds_median(lines),
         "dev": evaluations(out / "ppo/dev.jsonl"),
         "curve": [{key: line[key] for key in CURVE if line.get(key) is not None} for line in lines],
     }
@@ -300,7 +367,7 @@ def row(run: dict[str, Any]) -> str:
     return (
         f"| {run['run']} | {accuracy['sft']} | {accuracy['ppo']} "
         f"| {100 * pair['difference']:+.1f} ({low:+.1f}, {high:+.1f}) | {pair['p']:.2g} | {run['n']} "
-        f"| {run['curve'][-1]['step']} | {run['seconds']} |"
+        f"| {run['curve'][-1]['step']} | {run.get('seconds', '')} |"
     )
 
 

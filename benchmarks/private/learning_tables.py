@@ -1,0 +1,24 @@
+"""Print the tables of kept PPO runs: what decision 0068 quotes.
+
+    python benchmarks/private/learning_tables.py [benchmarks/results/private/gsm8k_learning.json]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from ppo_variants import tables
+
+KEPT = Path(__file__).parents[1] / "results/private/gsm8k_learning.json"
+
+
+def main() -> None:
+    """The tables of the file named on the command line."""
+    file = Path(sys.argv[1]) if len(sys.argv) > 1 else KEPT
+    print("\n".join(tables(json.loads(file.read_text())["runs"])))
+
+
+if __name__ == "__main__":
+    main()
