@@ -1,6 +1,6 @@
 """Looper's trainer: data, SFT, rollouts and PPO with a reward that stays private behind HTTP.
 
-Importing this package needs only httpx, pydantic, rich and stamina. The stages import torch and the
+Importing this package needs only httpx, pydantic, rich, sniffio and stamina. The stages import torch and the
 training libraries when they run (`pip install 'looper-trainer[train]'`).
 """
 

@@ -13,7 +13,7 @@ import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 
@@ -25,8 +25,6 @@ from looper_trainer.sampling.vllm_server import SamplerError, ServerLost, VLLMSe
 
 _ATTEMPTS = 5  # of one request; a server's outage counts once, however long
 _SEEDS = 2**62  # vLLM takes 64-bit signed seeds and adds to them
-# Connections of one client: for every request its pool compares each idle connection with each other one.
-_POOL = 16
 
 
 @dataclass
@@ -135,25 +133,19 @@ class Run:
         await asyncio.to_thread(link.prepare, self._adapter, self._cancelled)
         ready = asyncio.Event()  # not while the server is being recovered
         ready.set()
-        limits = httpx.Limits(max_connections=_POOL, max_keepalive_connections=None)
-        timeout = httpx.Timeout(self._settings.request_timeout_s, connect=10.0)
-        async with AsyncExitStack() as stack:
-            clients = [
-                await stack.enter_async_context(
-                    httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False, verify=tls)
-                )
-                for _ in range(math.ceil(connections / _POOL))
-            ]
-            workers = {
-                asyncio.create_task(self._worker(clients[number // _POOL], link, ready))
-                for number in range(connections)
-            }
-            try:
-                await asyncio.gather(*workers)
-            finally:
-                await _end(workers)
+        workers = {asyncio.create_task(self._worker(link, ready, tls)) for _ in range(connections)}
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            await _end(workers)
 
-    async def _worker(self, client: httpx.AsyncClient, link: VLLMLink, ready: asyncio.Event) -> None:
+    async def _worker(self, link: VLLMLink, ready: asyncio.Event, tls: ssl.SSLContext) -> None:
+        # A client each: for every request a client's pool compares all of its connections with each other.
+        timeout = httpx.Timeout(self._settings.request_timeout_s, connect=10.0)
+        async with httpx.AsyncClient(timeout=timeout, trust_env=False, verify=tls) as client:
+            await self._work_off(client, link, ready)
+
+    async def _work_off(self, client: httpx.AsyncClient, link: VLLMLink, ready: asyncio.Event) -> None:
         while True:
             await ready.wait()
             request = await self._work.get()
