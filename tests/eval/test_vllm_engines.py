@@ -1,6 +1,6 @@
 """vLLM behind `looper-eval`: over HTTP against a server that speaks its dialect, and in this process.
 
-`test_real_vllm_*` need LOOPER_VLLM_PYTHON, an interpreter with vLLM, scipy, stamina, sniffio, rich and jinja2.
+`test_real_vllm_*` need LOOPER_VLLM_PYTHON: an interpreter with vLLM, scipy, stamina, sniffio, rich, jinja2.
 """
 
 from __future__ import annotations
