@@ -1,6 +1,8 @@
 """Print the tables of kept PPO runs: what decision 0068 quotes.
 
-python benchmarks/private/learning_tables.py [benchmarks/results/private/gsm8k_learning.json]
+    python benchmarks/private/learning_tables.py [FILE]
+
+Without FILE, those of `benchmarks/results/private/gsm8k_learning.json`.
 """
 
 from __future__ import annotations
