@@ -200,8 +200,8 @@ def tables(found: Sequence[dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
         *map(row, filter(lambda run: "pairs" in run, found)),
         "",
-        "| run | steps | solved of the training questions: first 5, last 15 steps | KL, nats, last | "
-        "entropy, first and last | seconds a step |",
+        "| run | steps | solved of the training questions: first 5, last 15 steps | nats of KL, last 15 | "
+        "entropy, first 5, last 15 | seconds a step |",
         "|---|---|---|---|---|---|",
         *map(training_row, filter(training, found)),
         "",
@@ -223,14 +223,14 @@ def training(run: dict[str, Any]) -> list[dict[str, Any]]:
 def training_row(run: dict[str, Any]) -> str:
     """One line of the table of training."""
     steps = training(run)
-    first, last = (
-        statistics.mean(step["correct_rate"] for step in some) for some in (steps[:5], steps[-15:])
+    solved, entropy, kl = (
+        [statistics.mean(step[name] for step in some) for some in (steps[:5], steps[-15:])]
+        for name in ("correct_rate", "entropy", "kl_k1_per_completion")
     )
     seconds = run.get("seconds_median", {}).get("step without eval", "")
     return (
-        f"| {run['run']} | {steps[-1]['step']} | {first:.1%}, {last:.1%} "
-        f"| {steps[-1]['kl_k1_per_completion']:.1f} "
-        f"| {steps[0]['entropy']:.2f}, {steps[-1]['entropy']:.2f} | {seconds} |"
+        f"| {run['run']} | {steps[-1]['step']} | {solved[0]:.1%}, {solved[1]:.1%} | {kl[1]:.1f} "
+        f"| {entropy[0]:.2f}, {entropy[1]:.2f} | {seconds} |"
     )
 
 
@@ -253,6 +253,8 @@ def by_step(found: Sequence[dict[str, Any]]) -> list[str]:
 def seconds_median(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Of a run's steps: the median seconds of each part, and of a step without its evaluation."""
     steps = [line for line in lines if line["step"]]
+    if not steps:
+        return {}
     parts = dict.fromkeys(part for line in steps for part in line["seconds"])
     found = {
         part: statistics.median(line["seconds"][part] for line in steps if part in line["seconds"])

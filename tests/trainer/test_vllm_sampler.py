@@ -222,7 +222,7 @@ def test_a_failed_or_unsound_reply_is_asked_again_and_changes_nothing(fake, said
     assert len(fake.sampled()) == len(PROMPTS) + 2
 
 
-@pytest.mark.parametrize("fault", [None, "short", "nan", "ids", "prompt"])
+@pytest.mark.parametrize("fault", [None, "short", "nan", "ids", "prompt", "model"])
 def test_the_reference_is_the_base_model_whatever_adapter_samples(fake, tmp_path, fault):
     params = SamplingParams(max_new_tokens=6, with_reference=True)
     with VLLMSampler("base", quick(fake.url)) as sampler:

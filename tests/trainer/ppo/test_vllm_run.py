@@ -102,6 +102,9 @@ def test_two_processes_of_a_launcher_train_with_one_server_of_their_own(
     config: PPOConfig, reward: FakeRewardServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(FAKE_SITE))
+    config = config.model_copy(
+        update={"vllm_devices": "0", "reference_on_sampler": True, "vllm_max_model_len": 400}
+    )
     settings = save_resolved(config, config.output.parent)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -112,7 +115,11 @@ def test_two_processes_of_a_launcher_train_with_one_server_of_their_own(
     assert done.returncode == 0, done.stderr
     lines = metrics_of(config)
     assert [(line["step"], line["policy_version"]) for line in lines] == [(0, 0), (1, 0), (2, 1), (3, 2)]
-    assert (config.output / "vllm" / "vllm.log").read_text().count("fake vllm") == 1
+    log = (config.output / "vllm" / "vllm.log").read_text()
+    assert log.count("fake vllm") == 1
+    assert "'--max-model-len', '401'" in log  # vLLM gives a text's logprobs only with one token more
+    assert "'--lora-target-modules', 'down_proj', 'gate_proj', 'k_proj', 'o_proj'" in log
+    assert abs(lines[1]["kl_k1_per_completion"]) > 1  # to the fake's; to the trainer's own it would be 0
     assert done.stdout.count("step 3/3") == 1  # one of them speaks
 
 
@@ -299,6 +306,8 @@ def test_dev_questions_are_answered_greedily_and_sampled_at_a_temperature_of_the
         drawn = Counter((request["temperature"], request["n"]) for request in vllm.sampled())
     # Three dev questions at step 0 and at the end; four training questions.
     assert drawn == {(0.0, 1): 6, (0.6, 2): 6, (1.0, 4): 4}
+    with pytest.raises(ValidationError, match="say how many with dev_samples"):
+        PPOConfig(dev_temperature=0.6)
 
 
 def test_a_reference_on_the_sampler_is_what_the_penalty_is_measured_against(
@@ -338,10 +347,12 @@ def test_a_reference_on_the_sampler_is_what_the_penalty_is_measured_against(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"sampler": "transformers"}, {"train": "full"}, {"temperature": 0.9}], ids=str
+    "wrong",
+    [{"sampler": "transformers"}, {"vllm_devices": None}, {"train": "full"}, {"temperature": 0.9}],
+    ids=str,
 )
 def test_a_reference_on_the_sampler_is_refused_where_it_would_be_another(wrong: dict[str, Any]) -> None:
-    settings = {"sampler": "vllm", "reference_on_sampler": True}
+    settings = {"sampler": "vllm", "vllm_devices": "1", "reference_on_sampler": True}
     assert PPOConfig(**settings).reference_on_sampler
     with pytest.raises(ValidationError, match="reference_on_sampler needs"):
         PPOConfig(**settings | wrong)

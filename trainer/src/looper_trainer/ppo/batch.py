@@ -187,7 +187,9 @@ def sampler_logprobs(rows: Sequence[Row], device: torch.device | str = "cpu") ->
 def reference_logprobs(rows: Sequence[Row], device: torch.device | str = "cpu") -> Tensor | None:
     """The reference's logprobs of the whole step, (B, T), zero at padding, if the sampler gave them."""
     given = [row.reference_logprobs for row in rows if row.reference_logprobs is not None]
-    return _padded(given, device) if len(given) == len(rows) else None
+    if given and len(given) < len(rows):
+        raise ValueError(f"{len(rows) - len(given)} of {len(rows)} rows lack the reference's logprobs")
+    return _padded(given, device) if given else None
 
 
 def _padded(logprobs: Sequence[Sequence[float]], device: torch.device | str) -> Tensor:

@@ -96,7 +96,7 @@ class PPOConfig(SamplerOptions):
     overlap: bool = False
     """sample the next step while this one is learnt from: one step off-policy, corrected by the weights"""
     reference_on_sampler: bool = False
-    """let vLLM give the reference's logprobs too: spares a pass here; for a sampler with a GPU of its own"""
+    """let vLLM, on other GPUs, give the reference's logprobs too: spares a pass here (decision 0072)"""
 
     # The reward.
     reward_mode: RewardMode = RewardMode.ARM_GATED
@@ -255,13 +255,17 @@ class PPOConfig(SamplerOptions):
             raise ValueError("vllm_sleep and offload need sampler vllm with a server of our own")
         if self.overlap and (self.sampler != "vllm" or self.vllm_sleep or self.offload):
             raise ValueError("overlap needs sampler vllm, and neither vllm_sleep nor offload")
+        elsewhere = self.vllm_devices is not None or bool(self.vllm_urls)
         if self.reference_on_sampler and (
-            self.sampler != "vllm" or self.train == "full" or self.temperature != 1
+            self.sampler != "vllm" or not elsewhere or self.train == "full" or self.temperature != 1
         ):
             raise ValueError(
-                "reference_on_sampler needs sampler vllm, train lora (the base model is the reference) and "
-                "temperature 1 (vLLM knows no other for a text that it is given)"
+                "reference_on_sampler needs sampler vllm on other GPUs (vllm_devices or vllm_urls), train "
+                "lora (the base model is the reference) and temperature 1 (vLLM knows no other for given "
+                "texts)"
             )
+        if self.dev_temperature and not self.dev_samples:
+            raise ValueError("dev_temperature is of sampled dev answers; say how many with dev_samples")
         if self.offload and self.quantize:
             raise ValueError("offload and quantize do not go together; weights of 4 bits may stay")
         if self.train == "full" and self.merged_sampling:

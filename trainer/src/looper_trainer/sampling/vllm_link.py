@@ -83,14 +83,19 @@ def completions_from(reply: Any, request: Mapping[str, Any]) -> list[Completion]
         TryAgain: the reply is not a whole and sound answer to this request.
     """
     try:
-        if reply["model"] != request["model"]:
-            raise TryAgain(f"the reply is of model {reply['model']!r}, not {request['model']!r}")
-        choices = sorted(reply["choices"], key=lambda choice: int(choice["index"]))
+        choices = _choices(reply, request)
         if [choice["index"] for choice in choices] != list(range(request["n"])):
             raise TryAgain(f"the reply holds {len(choices)} completions, not {request['n']}")
         return [_completion(choice, request) for choice in choices]
     except (KeyError, TypeError, ValueError) as error:
         raise TryAgain(f"the reply is malformed: {error!r}") from None
+
+
+def _choices(reply: Any, request: Mapping[str, Any]) -> list[Any]:
+    """The choices of a reply by the model that was asked, in order."""
+    if reply["model"] != request["model"]:
+        raise TryAgain(f"the reply is of model {reply['model']!r}, not {request['model']!r}")
+    return sorted(reply["choices"], key=lambda choice: int(choice["index"]))
 
 
 def _completion(choice: Mapping[str, Any], request: Mapping[str, Any]) -> Completion:
@@ -135,7 +140,7 @@ def with_reference(
         TryAgain: the reply is not a whole and sound answer to this request.
     """
     try:
-        choices = sorted(reply["choices"], key=lambda choice: int(choice["index"]))
+        choices = _choices(reply, request)
         if [choice["prompt_token_ids"] for choice in choices] != request["prompt"]:
             raise TryAgain("the reply is to other prompts")
         found = []

@@ -54,7 +54,9 @@ class VLLMSettings(BaseModel):
 
     urls: tuple[str, ...] = ()
     """Servers that are running already, such as http://127.0.0.1:8000; work is spread over them. They need
-    `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`, `--enable-lora`, `--logprobs-mode processed_logprobs`."""
+    `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`, `--enable-lora`, `--logprobs-mode processed_logprobs`; for
+    logprobs of the base model also `--lora-target-modules` without the output layer, and a window that is one
+    token longer than the longest text."""
     connections: int = Field(64, ge=1)
     """Questions in flight at a time to each server."""
     seeded: bool = True

@@ -48,7 +48,7 @@ class FakeVLLM:
     faults: consumed one by completion request: an HTTP status, or "drop", "short", "nan", "ids", "model",
         "prompt", "abort", "json", "sicken" (dropped, and the server's health fails from then on).
     reference_faults: the same for requests that ask for the logprobs of given texts: "short", "nan", "ids",
-        "prompt".
+        "prompt", "model".
     delay: seconds that a prompt's completions take, by its first token.
     """
 
@@ -258,7 +258,8 @@ class _Handler(BaseHTTPRequestHandler):
             choices[-1]["prompt_logprobs"][-1] = {"100000": {"logprob": -1.0}}
         elif fault == "prompt":
             choices[0]["prompt_token_ids"] = choices[0]["prompt_token_ids"][1:]
-        return self._send(200, {"model": body["model"], "choices": choices[::-1]})
+        model = "another" if fault == "model" else body["model"]
+        return self._send(200, {"model": model, "choices": choices[::-1]})
 
     def _error(self, status: int, message: str) -> None:
         self._send(status, {"error": {"message": message, "type": "x", "code": status}})
