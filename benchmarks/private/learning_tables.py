@@ -19,7 +19,14 @@ KEPT = Path(__file__).parents[1] / "results/private/gsm8k_learning.json"
 def main() -> None:
     """The tables of the file named on the command line."""
     file = Path(sys.argv[1]) if len(sys.argv) > 1 else KEPT
-    print("\n".join(tables(json.loads(file.read_text())["runs"])))
+    kept = json.loads(file.read_text())
+    together = [
+        one | {"variant": f"{name.removesuffix('_seeds_together')}-{one['variant']}"}
+        for name, found in kept.items()
+        if name.endswith("_seeds_together")
+        for one in found
+    ]
+    print("\n".join(tables(kept["runs"], together)))
 
 
 if __name__ == "__main__":

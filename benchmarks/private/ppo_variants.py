@@ -182,19 +182,14 @@ def write_results(options: argparse.Namespace) -> None:
     (options.out / "variants.json").write_text(
         json.dumps({**stamp, "runs": found, "together": together}, indent=1) + "\n"
     )
-    lines = [
-        *tables(found),
-        "",
-        "| seeds together | answers | SFT | PPO | gain, points (95% interval) | paired t p |",
-        "|---|---|---|---|---|---|",
-        *map(together_row, together),
-    ]
+    lines = tables(found, together)
     (options.out / "variants.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines), flush=True)
 
 
-def tables(found: Sequence[dict[str, Any]]) -> list[str]:
-    """The lines of four tables: `looper-eval`'s comparisons, training, every evaluation, seeds by step."""
+def tables(found: Sequence[dict[str, Any]], together: Sequence[dict[str, Any]]) -> list[str]:
+    """The lines of five tables: `looper-eval`'s comparisons, training, every evaluation, seeds by step and
+    together."""
     return [
         "| run | SFT | PPO | PPO - SFT, points (95% interval) | exact McNemar p | n | steps | seconds |",
         "|---|---|---|---|---|---|---|---|",
@@ -212,6 +207,10 @@ def tables(found: Sequence[dict[str, Any]]) -> list[str]:
         "| variant, seeds | step | dev, mean | sampled, mean |",
         "|---|---|---|---|",
         *by_step(found),
+        "",
+        "| seeds together | answers | SFT | PPO | gain, points (95% interval) | paired t p |",
+        "|---|---|---|---|---|---|",
+        *map(together_row, together),
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from looper_trainer.ppo.batch import (
     micro_batch,
     plan_micro_batches,
     plan_packs,
+    reference_logprobs,
     sampler_logprobs,
 )
 
@@ -104,6 +107,16 @@ def test_completions_of_one_prompt_share_packs_and_never_with_those_of_another(
 def test_sampler_logprobs_are_padded_with_zero() -> None:
     expected = torch.tensor([[-0.1, -0.2, 0.0, 0.0], [-0.3, -0.4, -0.5, -0.6]])
     assert torch.equal(sampler_logprobs(ROWS), expected)
+
+
+def test_the_references_logprobs_are_those_of_all_rows_or_of_none() -> None:
+    given = [replace(row, reference_logprobs=[2 * x for x in row.sampler_logprobs]) for row in ROWS]
+    found = reference_logprobs(given)
+    assert found is not None
+    assert torch.equal(found, 2 * sampler_logprobs(ROWS))
+    assert reference_logprobs(ROWS) is None
+    with pytest.raises(ValueError, match="1 of 2 rows lack"):
+        reference_logprobs([given[0], ROWS[1]])
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def step_of(
     policy, sampler = build(config)
     data = Data(problems, [], [])
     samples = collect(1, 0, config, data, policy, sampler, FlatScorer(flat))
+    assert all("answers" in vars(group) for group in samples.groups)  # read already, beside the sampling
     if leave_out:
         samples = replace(samples, groups=[g for g in samples.groups if g.problem.id not in flat])
     state = TrainState(step=0, kl_coef=config.kl_coef, scorer_id="counting")

@@ -62,6 +62,23 @@ def test_the_sums_are_those_of_the_parts(shape_8b: str) -> None:
     assert small.frozen_gb == pytest.approx(5.7, abs=0.1)  # NF4: 5.3 GiB
 
 
+def test_a_reference_on_the_sampler_moves_one_pass_in_the_estimate(
+    shape_8b: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("looper_trainer.ppo.plan._mean_prompt_tokens", lambda *_: 150.0)
+
+    def seconds(**settings: str) -> list[float]:
+        config = preset("80gb", shape_8b, vllm_devices="1", batch_size="64", **settings)
+        told = make_plan(config).describe(config, []).splitlines()[-1]
+        return [float(x) for x in re.findall(r"(?:sample|logprobs|update) (\d+\.\d)", told)]
+
+    own, given = seconds(), seconds(reference_on_sampler="true")
+    assert own[1] > 1
+    assert given[0] - own[0] == pytest.approx(own[1] / 2, abs=0.11)  # printed to tenths
+    assert given[1] == pytest.approx(own[1] / 2, abs=0.11)
+    assert given[2] == own[2]
+
+
 def test_what_cannot_fit_is_refused_with_the_sums(shape_8b: str) -> None:
     with pytest.raises(ConfigError, match=r"does not fit 40.0 GB.*frozen weights 16.1") as error:
         check_fit(preset("40gb", shape_8b, offload="false", vllm_sleep="false"))
