@@ -41,6 +41,8 @@ def in_two_processes(work: Callable[[int], None]) -> list[int]:
                 names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
                 os.environ.update({k: str(v) for k, v in names.items()}, MASTER_ADDR="127.0.0.1")
                 work(rank)
+                if dist.is_initialized():  # the first keeps the store by which the other still connects
+                    dist.barrier()
                 code = 0
             except BaseException:
                 traceback.print_exc()
