@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from httpcore._async.connection import AsyncHTTPConnection
 from hypothesis import given
@@ -240,6 +241,7 @@ def test_the_reference_is_the_base_model_whatever_adapter_samples(fake, tmp_path
             )
     asked = [request for request in fake.requests if "prompt_logprobs" in request]
     assert len(asked) == len(PROMPTS) + bool(fault)  # one request a question, and one again
+    assert len(fake.sampled()) == 3 * len(PROMPTS)  # whose completions are not sampled again
 
 
 def test_a_prompt_that_always_fails_ends_the_call_with_the_reason(fake):
@@ -466,6 +468,24 @@ def test_a_server_that_dies_on_its_last_question_is_survived_too(site, tmp_path,
         check([found[i] for i in range(12)])
 
 
+def test_a_restart_that_outlasts_the_call_is_waited_for_by_the_next_one(site, tmp_path, said, monkeypatch):
+    delays = {str(prompt[0]): 0.05 for prompt in PROMPTS}
+    monkeypatch.setenv("FAKE_VLLM_DELAY", json.dumps(delays))
+    with VLLMSampler(
+        "base", quick(servers=2, max_restarts=1), folder=tmp_path / "work", say=said.append
+    ) as sampler:
+        check(sampler.sample(PROMPTS, PARAMS, SEEDS))
+        monkeypatch.setenv("FAKE_VLLM_START", "3")
+        os.killpg(sampler.servers[1].pid, signal.SIGKILL)
+        for _ in range(3):
+            check(sampler.sample(PROMPTS, PARAMS, SEEDS))  # by the other one
+        sampler.load_adapter(adapter(tmp_path / "a", "one"), 1)
+        assert all(httpx.get(f"{server.url}/health").status_code == 200 for server in sampler.servers)
+        check(sampler.sample(PROMPTS, PARAMS, SEEDS), weights="one")
+    assert (tmp_path / "work" / "vllm-2.log").read_text().count("fake vllm") == 2
+    assert sum("restart 1 of at most 1" in line for line in said) == 1
+
+
 def test_several_servers_of_ours_share_the_work_and_the_adapter(site, tmp_path, said, monkeypatch):
     monkeypatch.setenv("FAKE_VLLM_DELAY", json.dumps({str(prompt[0]): 0.05 for prompt in PROMPTS}))
     settings = quick(servers=2, gpu_memory_utilization=0.5, seed=7)
@@ -474,6 +494,8 @@ def test_several_servers_of_ours_share_the_work_and_the_adapter(site, tmp_path, 
         check(sampler.sample(PROMPTS, PARAMS, SEEDS), weights="one")
         os.killpg(sampler.servers[1].pid, signal.SIGKILL)
         check(sampler.sample(PROMPTS, PARAMS, SEEDS), weights="one")
+        sampler.load_adapter(adapter(tmp_path / "b", "two"), 2)  # by now both are there
+        check(sampler.sample(PROMPTS, PARAMS, SEEDS), weights="two")
         logs = [(tmp_path / "work" / name).read_text() for name in ("vllm.log", "vllm-2.log")]
         groups = [server.pid for server in sampler.servers]
     assert [log.count("fake vllm") for log in logs] == [1, 2]  # the second was started again

@@ -51,6 +51,11 @@ def test_an_evaluation_is_kept_question_by_question_and_compared_with_the_start(
     with RunLog(tmp_path, 9, 2) as log:  # a run that goes back forgets what came after
         pass
     assert len((tmp_path / "dev.jsonl").read_text().splitlines()) == 1
+    with RunLog(
+        tmp_path, 9, None
+    ):  # a new one forgets all: the run before it was killed before its first save
+        pass
+    assert not (tmp_path / "dev.jsonl").read_text()
 
 
 def test_samples_of_the_dev_questions_are_kept_beside_the_greedy_answers(tmp_path: Path) -> None:

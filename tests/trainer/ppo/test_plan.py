@@ -89,6 +89,39 @@ def test_what_cannot_fit_is_refused_with_the_sums(shape_8b: str) -> None:
         check_fit(preset("24gb", shape_8b, quantize="none"))
 
 
+@pytest.mark.parametrize(
+    ("devices", "visible", "rank", "servers", "here"),
+    [
+        (None, "", 0, 2, 2),
+        ("1", "", 0, 1, 0),  # the trainer's is card 0
+        ("0", "", 0, 1, 1),
+        ("0, 1", "", 1, 2, 1),  # one each
+        ("0,1", "", 0, 3, 2),  # dealt out in turn
+        ("1", "", 1, 1, 1),  # the second of a launcher's processes
+        ("0", "3,5", 0, 1, 0),  # the trainer sees card 3 as its first
+        ("5", "3,5", 1, 1, 1),
+    ],
+)
+def test_a_server_counts_where_it_shares_the_trainers_card(
+    shape_8b: str, monkeypatch: pytest.MonkeyPatch,
+    devices: str | None, visible: str, rank: int, servers: int, here: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    more = {} if devices is None else {"vllm_devices": devices}
+    config = preset("80gb", shape_8b, vllm_servers=str(servers), **more)
+    plan = make_plan(config)
+    assert plan.server_weights_gb == pytest.approx(here * 16.06, abs=0.01)
+    assert plan.server_gb == pytest.approx(38 + 0.6 * here if here else 0)
+    reference = config.model_copy(update={"reference_on_sampler": True})
+    if here and devices:
+        with pytest.raises(ConfigError, match="names the one that trains"):
+            check_fit(reference)
+    elif not here:
+        check_fit(reference)
+
+
 def test_what_is_given_wins_over_the_preset_and_is_read_back_equal(shape_8b: str, tmp_path: Path) -> None:
     config = preset("24gb", shape_8b, micro_batch_tokens="512")
     assert (config.micro_batch_tokens, config.quantize, config.memory_limit_gb) == (512, "nf4", 24.0)

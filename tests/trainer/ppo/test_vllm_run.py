@@ -24,6 +24,7 @@ from looper_schemas.prompt import format_prompt
 from looper_schemas.records import Problem, RolloutRecord, read_records, write_records
 from looper_trainer.config import save_resolved
 from looper_trainer.errors import ConfigError
+from looper_trainer.ppo.batch import MicroBatch
 from looper_trainer.ppo.checkpoint import step_folder
 from looper_trainer.ppo.config import PPOConfig
 from looper_trainer.ppo.loop import run
@@ -311,15 +312,18 @@ def test_dev_questions_are_answered_greedily_and_sampled_at_a_temperature_of_the
 
 
 def test_a_reference_on_the_sampler_is_what_the_penalty_is_measured_against(
-    config: PPOConfig, reward: FakeRewardServer, monkeypatch: pytest.MonkeyPatch
+    config: PPOConfig,
+    reward: FakeRewardServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """KL of step 1 by hand: transformers' logprobs of the base model (a fresh adapter changes nothing) less
-    those that the server gives for the same texts."""
+    those that the server gives for the same texts. One completion has its distance told too."""
     with fake_vllm.FakeVLLM(model=config.model) as vllm:
         given = config.model_copy(
             update={"vllm_urls": (vllm.url,), "steps": 1, "reference_on_sampler": True, "dev_file": None}
         )
-        passes: list[object] = []
+        passes: list[MicroBatch] = []
         own = Policy.ref_logprobs
         monkeypatch.setattr(
             Policy, "ref_logprobs", lambda policy, batch: passes.append(batch) or own(policy, batch)
@@ -327,23 +331,29 @@ def test_a_reference_on_the_sampler_is_what_the_penalty_is_measured_against(
         run(given)
         asked = [request for request in vllm.requests if "prompt_logprobs" in request]
         sampled = {tuple(request["prompt"]) for request in vllm.sampled()}
-    assert len(passes) == 1  # the look at the architecture, before the run
+    assert len(passes) == 2  # the look at the architecture, before the run, and one completion
     assert len(asked) == len(sampled) == 4
     model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
-    expected = []
+    (compared,) = passes[1].completion_ids_nT.tolist()
+    expected, gaps = [], []
     for text in (text for request in asked for text in request["prompt"]):
         start = max(len(prompt) for prompt in sampled if tuple(text[: len(prompt)]) == prompt)
         with torch.no_grad():
             logprobs = model(torch.tensor([text])).logits[0].log_softmax(-1)
-        expected.append(
-            sum(
-                float(logprobs[place - 1, text[place]]) - fake_vllm.reference("base", text[place], place)
-                for place in range(start, len(text))
-            )
-        )
+        distances = [
+            float(logprobs[place - 1, text[place]]) - fake_vllm.reference("base", text[place], place)
+            for place in range(start, len(text))
+        ]
+        expected.append(sum(distances))
+        if text[start:] == compared:
+            gaps.append(sum(map(abs, distances)) / len(distances))
     assert len(expected) == 16
-    found = metrics_of(given)[-1]["kl_k1_per_completion"]
-    assert found == pytest.approx(sum(expected) / 16, abs=1e-4)
+    line = metrics_of(given)[-1]
+    assert line["kl_k1_per_completion"] == pytest.approx(sum(expected) / 16, abs=1e-4)
+    assert gaps == [pytest.approx(line["reference_gap"], abs=1e-5)]
+    assert (
+        f"warning: the sampler's logprobs of the reference are {gaps[0]:.2f} nats" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(

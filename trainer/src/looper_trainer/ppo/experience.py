@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from looper_trainer.ppo.batch import MicroBatch
+from looper_trainer.ppo.batch import MicroBatch, Row, micro_batch
 from looper_trainer.ppo.config import PPOConfig
 from looper_trainer.ppo.gae import gae, group_spread, leave_one_out, token_rewards, whiten
 from looper_trainer.ppo.kl import kl_k1
@@ -66,6 +66,15 @@ def measure(
             measured.ref_logprobs_BT[batch.rows_n, :width] = policy.ref_logprobs(batch)
     ranks.sum_((measured.logprobs_BT, measured.ref_logprobs_BT, measured.entropy_BT, measured.values_BT))
     return measured if ref_logprobs_BT is None else replace(measured, ref_logprobs_BT=ref_logprobs_BT)
+
+
+@torch.no_grad()
+def reference_gap(policy: Policy, rows: Sequence[Row], ref_logprobs_BT: Tensor, row: int) -> float:
+    """How far the sampler's reference is from the policy's own: mean distance of the logprobs of one
+    completion, `rows[row]`, in nats a token."""
+    batch = micro_batch(rows, [[row]], policy.device)
+    own_1T = policy.ref_logprobs(batch)
+    return float((own_1T - ref_logprobs_BT[[row], : own_1T.shape[1]])[batch.completion_mask_nT].abs().mean())
 
 
 def assess(

@@ -42,12 +42,18 @@ class RunLog:
     Args:
         output: folder of the run.
         steps: steps the run will have.
-        start: completed steps; whatever the files say of later ones is removed, since they come again.
+        start: completed steps of a resumed run; whatever the files say of later ones is removed, since they
+            come again. None for a new one, which begins with what it is before the first step.
         silent: write and show nothing: another process does.
     """
 
     def __init__(
-        self, output: Path, steps: int, start: int, console: Console | None = None, silent: bool = False
+        self,
+        output: Path,
+        steps: int,
+        start: int | None,
+        console: Console | None = None,
+        silent: bool = False,
     ) -> None:
         self.output = output
         self.metrics_file = output / "metrics.jsonl"
@@ -58,7 +64,7 @@ class RunLog:
         self._silent = silent
         self._steps = steps
         if not silent:
-            self._keep_until(start)
+            self._keep_until(-1 if start is None else start)
         self._progress = Progress(
             TextColumn("ppo"),
             BarColumn(),
@@ -67,7 +73,7 @@ class RunLog:
             console=self.console,
             disable=silent or not self.console.is_terminal,
         )
-        self._task = self._progress.add_task("ppo", total=steps, completed=start)
+        self._task = self._progress.add_task("ppo", total=steps, completed=start or 0)
 
     def __enter__(self) -> Self:
         self._progress.start()

@@ -148,7 +148,8 @@ def train(
     if config.resume:
         state = load_checkpoint(latest_checkpoint(config.output), policy, optimizer, config)
     ranks.from_first(lambda: save_resolved(config, config.output))
-    with RunLog(config.output, config.steps, state.step, silent=ranks.rank > 0) as log:
+    start = state.step if config.resume else None
+    with RunLog(config.output, config.steps, start, silent=ranks.rank > 0) as log:
         if not config.resume:
             if config.critic_warmup_steps and data.rollouts:
                 encoded = ranks.from_first(lambda: scored_rows(data.rollouts, source.sampler, config))

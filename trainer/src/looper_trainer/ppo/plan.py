@@ -7,6 +7,7 @@ micro-batch that is full. Times are those of one H100 as measured: matrix produc
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,7 @@ class Plan:
     activations_gb: float
     server_weights_gb: float
     server_gb: float
-    server_on_this_gpu: bool
+    servers: int  # of ours on the trainer's card
     takes_turns: bool
     leaves: bool
 
@@ -88,9 +89,7 @@ class Plan:
         passed = round(config.batch_size * prompt + sampled)
         seconds = _step_seconds(shape, config, sampled, passed)
         updates = -(-config.batch_size // config.questions_per_update) * config.ppo_epochs
-        server = (
-            "on this GPU" if self.server_on_this_gpu else "none" if config.sampler != "vllm" else "elsewhere"
-        )
+        server = "on this GPU" if self.servers else "none" if config.sampler != "vllm" else "elsewhere"
         return "\n".join(
             [
                 f"model: {config.model}, {shape.parameters:,} parameters, "
@@ -173,10 +172,9 @@ def make_plan(config: PPOConfig) -> Plan:
         frozen, trained = shape.parameters * wide / GB, shape.parameters * 16 / GB
     else:
         frozen, trained = weights, shape.adapter * 16 / GB
-    server_here = config.sampler == "vllm" and not config.vllm_urls and config.vllm_devices is None
+    servers = _servers_here(config)
     server_gb = 0.0
-    servers = config.vllm_servers if server_here else 0
-    if server_here:
+    if servers:
         total = _card_gb(config) or 80.0
         needed = servers * (weights + SERVER_EXTRA_GB)
         share = config.vllm_memory_share
@@ -191,9 +189,9 @@ def make_plan(config: PPOConfig) -> Plan:
         activations_gb=_activations_gb(shape, config, wide),
         server_weights_gb=servers * weights,
         server_gb=server_gb,
-        server_on_this_gpu=server_here,
-        takes_turns=server_here and config.vllm_sleep,
-        leaves=server_here and config.offload,
+        servers=servers,
+        takes_turns=servers > 0 and config.vllm_sleep,
+        leaves=servers > 0 and config.offload,
     )
 
 
@@ -203,14 +201,19 @@ def check_fit(config: PPOConfig) -> None:
     Raises:
         ConfigError: with the sums.
     """
+    if config.reference_on_sampler and _servers_here(config):
+        raise ConfigError(
+            "reference_on_sampler is for servers on other GPUs, and vllm_devices = "
+            f"{config.vllm_devices} names the one that trains: vLLM makes the logits of whole texts there"
+        )
     total = _card_gb(config)
     if total is None or (config.preset is None and config.memory_limit_gb is None):
         return
     plan = make_plan(config)
-    server_gb = plan.server_gb - config.vllm_servers * CONTEXT_GB
-    extra_gb = config.vllm_servers * SERVER_EXTRA_GB
+    server_gb = plan.server_gb - plan.servers * CONTEXT_GB
+    extra_gb = plan.servers * SERVER_EXTRA_GB
     keys_gb = server_gb - extra_gb - plan.server_weights_gb
-    if plan.server_on_this_gpu and keys_gb <= 0:
+    if plan.servers and keys_gb <= 0:
         raise ConfigError(
             f"vLLM's {server_gb:.1f} GB leave nothing for keys and values: weights "
             f"{plan.server_weights_gb:.1f} + {extra_gb:.1f} GB beside them; raise vllm_memory_gb, or "
@@ -243,6 +246,26 @@ def limit_trainer(config: PPOConfig) -> None:
     left = config.memory_limit_gb - (ASLEEP_GB if plan.takes_turns else plan.server_gb) - CONTEXT_GB
     total = torch.cuda.mem_get_info()[1] / GB
     torch.cuda.set_per_process_memory_fraction(min(1.0, max(left, 0.1) / total))
+
+
+def _servers_here(config: PPOConfig) -> int:
+    """How many servers of ours share the card that this process trains on."""
+    if config.sampler != "vllm" or config.vllm_urls:
+        return 0
+    if config.vllm_devices is None:
+        return config.vllm_servers
+    dealt = config.vllm_settings().of_each_server()
+    return sum(_own_card(config) in (each.devices or "").replace(" ", "").split(",") for each in dealt)
+
+
+def _own_card(config: PPOConfig) -> str | None:
+    """The card that this process trains on, as CUDA_VISIBLE_DEVICES would name it; None on a processor."""
+    device = resolve_device(config.device) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type != "cuda":
+        return None
+    index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "").split(",")
+    return visible[index] if visible[0] and index < len(visible) else str(index)
 
 
 def _card_gb(config: PPOConfig) -> float | None:

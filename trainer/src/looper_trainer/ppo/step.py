@@ -29,7 +29,7 @@ from looper_trainer.ppo.batch import (
 from looper_trainer.ppo.checkpoint import TrainState
 from looper_trainer.ppo.config import PPOConfig
 from looper_trainer.ppo.data import Data
-from looper_trainer.ppo.experience import assess, measure
+from looper_trainer.ppo.experience import assess, measure, reference_gap
 from looper_trainer.ppo.kl import AdaptiveKL, FixedKL, KLController
 from looper_trainer.ppo.log import RunLog, Stopwatch
 from looper_trainer.ppo.metrics import sample_metrics, score_metrics, token_metrics
@@ -44,6 +44,10 @@ from looper_trainer.sampling.base import Sampler, SamplingParams, StreamingSampl
 
 # Below this share of scored questions a step is never trained on, whatever `on_unscored` says.
 SCORED_SHARE_NEEDED = 0.9
+
+# Nats a token, in the mean of one completion. Two engines in bfloat16 were .37 apart on the worst of a step's
+# 65,536 tokens (benchmarks/results/step_8b.json).
+LARGE_REFERENCE_GAP = 0.3
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,13 @@ def learn(
         micro_batches = [batch for minibatch in minibatches for batch in minibatch]
         given = reference_logprobs(rows, policy.device)
         measured = measure(policy, micro_batches, (mask_BT.shape[0], mask_BT.shape[1]), ranks, given)
+        gap = None if given is None else reference_gap(policy, rows, given, step % len(rows))
+    if gap is not None and gap > LARGE_REFERENCE_GAP:
+        log.say(
+            f"warning: the sampler's logprobs of the reference are {gap:.2f} nats a token from those here: "
+            "does its server hold the same base model, and, if it is given by URL, was it started with "
+            "--lora-target-modules?"
+        )
 
     # 2. The scores, recorded before they are judged to be enough.
     results = wait_for_scores() if results is None else results
@@ -175,6 +186,7 @@ def learn(
         **sample_metrics(groups),
         **score_metrics(groups, results),
         **figures,
+        "reference_gap": gap,
         **updated,
         "kl_coef": state.kl_coef,
         "next_kl_coef": controller.coef,

@@ -199,7 +199,7 @@ class VLLMLink:
         lost = ""
         while not cancelled.is_set():
             try:
-                if self.server is not None and self.server.pid is None:
+                if self.server is not None and not self.server.is_up:
                     self.server.restart(cancelled)
                     since = time.monotonic()
                 self._settle(adapter, verify=self.prepared == 0 or bool(lost))
@@ -249,17 +249,16 @@ class VLLMLink:
         if reply.status_code != 200:
             raise SamplerError(f"vLLM at {self.url} does not do {path}: {_message(reply)}; see its log")
 
-    async def ask(
-        self, client: httpx.AsyncClient, request: Mapping[str, Any], reference: bool = False
+    async def ask(self, client: httpx.AsyncClient, request: Mapping[str, Any]) -> list[Completion]:
+        """The completions that the server makes for `request`."""
+        return completions_from(await self._post(client, request), request)
+
+    async def ask_reference(
+        self, client: httpx.AsyncClient, prompt: Sequence[int], completions: Sequence[Completion]
     ) -> list[Completion]:
-        """The completions that the server makes for `request`, with the base model's logprobs if asked."""
-        completions = completions_from(await self._post(client, request), request)
-        if reference:
-            question = reference_request(self._base_model, request["prompt"], completions)
-            completions = with_reference(completions, await self._post(client, question), question)
-        if self.server is not None:
-            self.server.has_worked()
-        return completions
+        """`completions` of `prompt` with the base model's logprobs."""
+        request = reference_request(self._base_model, prompt, completions)
+        return with_reference(completions, await self._post(client, request), request)
 
     async def _post(self, client: httpx.AsyncClient, request: Mapping[str, Any]) -> Any:
         try:

@@ -36,6 +36,7 @@ class _Request:
     seed: int | None
     n: int
     attempts: int = 0
+    completions: list[Completion] | None = None  # they stay while their reference is asked for again
 
 
 class Run:
@@ -154,7 +155,7 @@ class Run:
                 continue
             prepared = link.prepared
             try:
-                completions = await link.ask(client, self._body(link, request), self._params.with_reference)
+                completions = await self._ask(client, link, request)
             except TryAgain as error:
                 recoverer = ready.is_set() and link.prepared == prepared
                 if recoverer:
@@ -173,7 +174,18 @@ class Run:
                 self._work.put_nowait(request)  # this server is lost; another may take it
                 raise
             else:
+                if link.server is not None:
+                    link.server.has_worked()
                 self._deliver(request, completions)
+
+    async def _ask(
+        self, client: httpx.AsyncClient, link: VLLMLink, request: _Request
+    ) -> Sequence[Completion]:
+        if request.completions is None:
+            request.completions = await link.ask(client, self._body(link, request))
+        if not self._params.with_reference:
+            return request.completions
+        return await link.ask_reference(client, self._prompts[request.index], request.completions)
 
     def _body(self, link: VLLMLink, request: _Request) -> dict[str, object]:
         prompt = self._prompts[request.index]

@@ -47,6 +47,10 @@ class ServerLost(SamplerError):
     """One server stays away; others may still answer."""
 
 
+class _Cancelled(SamplerError):
+    """Nobody waits for a server's start any longer; it goes on."""
+
+
 class VLLMSettings(BaseModel):
     """How to reach vLLM, or how to start it on this host when `urls` is empty."""
 
@@ -199,6 +203,8 @@ class VLLMServer:
         self.url = ""
         self._say = say
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_offset = 0  # where the log of this process begins
+        self._starting = False
         self._restarts = 0
 
     def __enter__(self) -> VLLMServer:
@@ -213,8 +219,13 @@ class VLLMServer:
         """Id of the server's process group, None while it is not running."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
+    @property
+    def is_up(self) -> bool:
+        """Whether the server runs and has answered since its start."""
+        return self.pid is not None and not self._starting
+
     def start(self, cancelled: Event | None = None) -> None:
-        """Start the server and wait until it answers. `cancelled` ends the wait early."""
+        """Start the server and wait until it answers. `cancelled` ends the wait early, not the start."""
         self.stop()
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
@@ -236,7 +247,7 @@ class VLLMServer:
         if self.settings.devices is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self.settings.devices
         with self.log_file.open("ab") as log:
-            offset = log.tell()
+            self._log_offset = log.tell()
             self._process = subprocess.Popen(
                 [sys.executable, str(guard), *self.settings.command(self.model, port)],
                 stdin=subprocess.PIPE,
@@ -245,15 +256,15 @@ class VLLMServer:
                 start_new_session=True,
                 env=environment,
             )
+        self._starting = True
         self._say(f"starting vLLM at {self.url} (log: {self.log_file})")
-        try:
-            self._wait_until_healthy(self._process, offset, cancelled or Event())
-        except BaseException:
-            self.stop()
-            raise
+        self._wait(cancelled)
 
     def restart(self, cancelled: Event | None = None) -> None:
-        """Start a server again that died or no longer answers."""
+        """Start a server again that died or no longer answers; one that is still starting is waited for."""
+        if self._starting and self.pid is not None:
+            self._wait(cancelled)
+            return
         if self._restarts >= self.settings.max_restarts:
             raise SamplerError(
                 f"vLLM died {self._restarts + 1} times in a row; see {self.log_file} "
@@ -278,12 +289,23 @@ class VLLMServer:
             os.killpg(self._process.pid, signal.SIGKILL)  # in case something had killed the guard alone
         self._process = None
 
-    def _wait_until_healthy(self, process: subprocess.Popen[bytes], offset: int, cancelled: Event) -> None:
+    def _wait(self, cancelled: Event | None) -> None:
+        assert self._process is not None
+        try:
+            self._wait_until_healthy(self._process, cancelled or Event())
+        except _Cancelled:
+            raise
+        except BaseException:
+            self.stop()
+            raise
+        self._starting = False
+
+    def _wait_until_healthy(self, process: subprocess.Popen[bytes], cancelled: Event) -> None:
         began = said = time.monotonic()
         with httpx.Client(timeout=5.0, trust_env=False) as client:
             while not cancelled.is_set():
                 if process.poll() is not None:
-                    raise SamplerError(f"vLLM did not start: {self._last_error(offset)}; see {self.log_file}")
+                    raise SamplerError(f"vLLM did not start: {self._last_error()}; see {self.log_file}")
                 try:
                     if client.get(f"{self.url}/health").status_code == 200:
                         self._say(f"vLLM is ready after {time.monotonic() - began:.0f} s")
@@ -300,12 +322,12 @@ class VLLMServer:
                     said = now
                     self._say(f"vLLM is still starting ({now - began:.0f} s)")
                 cancelled.wait(0.25)
-        raise SamplerError("the start of vLLM was cancelled")
+        raise _Cancelled("the wait for vLLM's start was cancelled")
 
-    def _last_error(self, offset: int) -> str:
-        """The most telling line of the log since `offset`."""
+    def _last_error(self) -> str:
+        """The most telling line of the log since the last start."""
         with self.log_file.open("rb") as log:
-            log.seek(offset)
+            log.seek(self._log_offset)
             lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines()]
         if any("No module named 'vllm'" in line for line in lines):
             return (

@@ -316,6 +316,7 @@ def main() -> None:
     print("fake vllm", os.getpid(), "helper", helper.pid, rest, flush=True)
     assert args.host == "127.0.0.1"
     assert os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+    time.sleep(float(os.environ.get("FAKE_VLLM_START", "0")))
     fake = FakeVLLM(args.port, model=args.model, processed="processed_logprobs" in rest)
     fake.delay = {int(k): v for k, v in json.loads(os.environ.get("FAKE_VLLM_DELAY", "{}")).items()}
     fake.http.serve_forever()
