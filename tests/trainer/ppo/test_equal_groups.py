@@ -98,6 +98,12 @@ def test_a_step_without_any_difference_is_learnt_from_whole(
     assert figures["questions_learnt_from"] == 12
 
 
+def test_one_reward_for_all_completions_of_a_question_is_for_the_critic() -> None:
+    assert PPOConfig(reward_mode="question").advantages == "gae"
+    with pytest.raises(ValidationError, match="use gae"):
+        PPOConfig(reward_mode="question", advantages="group_normalised")
+
+
 def test_advantages_from_the_critic_have_no_equal_groups() -> None:
     with pytest.raises(ValidationError, match="skip_equal_groups needs advantages leave_one_out"):
         PPOConfig(skip_equal_groups=True)

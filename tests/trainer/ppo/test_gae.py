@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from random import Random
 from statistics import mean, pstdev
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from looper_trainer.ppo.gae import (
     gae,
     group_spread,
+    in_unequal_group,
     last_token_mask,
     leave_one_out,
     masked_mean,
@@ -154,3 +157,24 @@ def test_the_group_baseline_is_the_mean_of_the_others_and_its_spread_that_of_all
     torch.testing.assert_close(leave_one_out(scores, k), torch.tensor(others, dtype=torch.float64))
     spreads = [max(pstdev(group), 1e-4) for group in groups for _ in range(k)]
     torch.testing.assert_close(group_spread(scores, k), torch.tensor(spreads, dtype=torch.float64))
+    groups.append([0.1] * k)
+    scores = torch.tensor([s for group in groups for s in group], dtype=torch.float64)
+    unequal = [len(set(group)) > 1 for group in groups for _ in range(k)]
+    assert in_unequal_group(scores, k).tolist() == unequal
+
+
+@pytest.mark.parametrize("k", [2, 4, 8])
+def test_what_the_baseline_leaves_of_the_gradient_of_agreement(k: int) -> None:
+    """Decision 0066: (k - 2) / (k - 1) of it. Exact, over all groups of k answers of a policy that answers
+    0 with probability p; a completion's reward is the share of the others that agree with it."""
+    p = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    with_baseline, without = [], []
+    for group in itertools.product([0, 1], repeat=k):
+        each = [p if answer == 0 else 1 - p for answer in group]
+        scores = torch.tensor([(group.count(answer) - 1) / (k - 1) for answer in group], dtype=torch.float64)
+        chance = math.prod(float(one.detach()) for one in each)
+        (slope,) = torch.autograd.grad(torch.stack(each).log() @ scores, p, retain_graph=True)
+        without.append(chance * float(slope))
+        (slope,) = torch.autograd.grad(torch.stack(each).log() @ (scores - leave_one_out(scores, k)), p)
+        with_baseline.append(chance * float(slope))
+    assert sum(with_baseline) == pytest.approx((k - 2) / (k - 1) * sum(without), abs=1e-9)

@@ -22,8 +22,9 @@ from looper_trainer.errors import (
     RewardUnavailable,
     UserError,
 )
-from looper_trainer.ppo.checkpoint import step_folder
+from looper_trainer.ppo.checkpoint import read_state, step_folder
 from looper_trainer.ppo.config import PPOConfig
+from looper_trainer.ppo.critic import scored_rows
 from looper_trainer.ppo.data import Data, read_data
 from looper_trainer.ppo.log import RunLog
 from looper_trainer.ppo.loop import run, train
@@ -34,7 +35,7 @@ from looper_trainer.ppo.update import make_optimizer
 from looper_trainer.reward_client import RewardClient
 from looper_trainer.testing import FakeRewardServer
 
-from .conftest import CountingScorer, build
+from .conftest import EOS_ID, CountingScorer, build
 
 
 def metrics_of(config: PPOConfig) -> list[dict[str, Any]]:
@@ -272,6 +273,59 @@ def test_a_run_out_of_minutes_is_saved_evaluated_and_goes_on_with_resume(
     resumed = config.model_copy(update={"max_minutes": None, "resume": True})
     go(resumed, problems, CountingScorer(), dev=2)
     assert [line["step"] for line in metrics_of(config)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("stop", [{"steps": 3}, {"steps": 7, "max_minutes": 1e-9}], ids=str)
+def test_an_evaluation_at_a_commands_end_takes_no_patience(
+    ppo_config: PPOConfig, problems: list[Problem], stop: dict[str, float]
+) -> None:
+    """No dev question is ever solved: with patience 2 the evaluations of steps 2 and 4 end the run."""
+    settings = {"steps": 7, "eval_every": 2, "patience": 2, "dev_file": Path("dev"), "keep_checkpoints": 9}
+    config = ppo_config.model_copy(update=settings)
+    go(config, problems, CountingScorer(), dev=2)
+    assert metrics_of(config)[-1]["step"] == 4
+    parts = config.model_copy(update={"output": config.output.with_name("parts")})
+    go(parts.model_copy(update=stop), problems, CountingScorer(), dev=2)
+    assert "dev_accuracy" in metrics_of(parts)[-1]
+    go(parts.model_copy(update={"resume": True}), problems, CountingScorer(), dev=2)
+    assert metrics_of(parts)[-1]["step"] == 4
+    assert saved(parts, 4) == saved(config, 4)
+    assert read_state(step_folder(parts.output, 4), parts) == read_state(
+        step_folder(config.output, 4), config
+    )
+
+
+def test_resuming_with_fewer_steps_than_are_done_is_at_its_end(
+    ppo_config: PPOConfig, problems: list[Problem]
+) -> None:
+    go(ppo_config.model_copy(update={"steps": 2}), problems, CountingScorer())
+    go(ppo_config.model_copy(update={"steps": 1, "resume": True}), problems, CountingScorer())
+    assert [line["step"] for line in metrics_of(ppo_config)] == [1, 2]
+
+
+def test_a_rollout_that_ended_warms_the_critic_up_to_its_end(
+    ppo_config: PPOConfig, problems: list[Problem]
+) -> None:
+    """The reward lands on the EOS token in PPO, so the critic must know the state in which it is chosen."""
+    policy, sampler = build(ppo_config)
+    text, limit = problems[0].answer, ppo_config.max_new_tokens
+    trajectories = tuple(
+        Trajectory(output=output, final_answer=None, reward=0.5, finish_reason=how)
+        for output, how in ((text, "stop"), (text, "length"), ("", "stop"), ("7" * limit, "stop"))
+    )
+    record = RolloutRecord(
+        id="p",
+        question="q",
+        gold_answer="7",
+        trajectories=trajectories,
+        policy="sft",
+        reward_mode="arm_gated",
+    )
+    rows, _ = scored_rows([record], sampler, ppo_config, policy.eos_id)
+    ids = sampler.encode(text)
+    assert [list(row.completion_ids) for row in rows] == [
+        [*ids, EOS_ID], ids, [EOS_ID], sampler.encode("7" * limit),
+    ]  # fmt: skip
 
 
 def test_the_critic_learns_alone_for_the_first_steps(ppo_config: PPOConfig, problems: list[Problem]) -> None:

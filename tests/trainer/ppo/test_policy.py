@@ -11,6 +11,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from looper_trainer.errors import CheckpointError
 from looper_trainer.ppo.batch import MicroBatch, Row, micro_batch, plan_micro_batches, plan_packs
@@ -192,6 +193,54 @@ def test_an_architecture_that_ignores_the_attention_mask_is_refused() -> None:
     model.model.forward = lambda *args, **kwargs: forward(*args, **(kwargs | {"attention_mask": None}))
     with pytest.raises(CheckpointError, match="causal attention"):
         Policy(model)
+
+
+SIZES = {
+    "vocab_size": 80, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 24,
+    "initializer_range": 0.3, "pad_token_id": 0, "eos_token_id": EOS_ID, "bos_token_id": 2,
+}  # fmt: skip
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}
+LONG = {
+    "rope_type": "longrope", "rope_theta": 100.0, "original_max_position_embeddings": 12,
+    "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0],
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 2.0, "original_max_position_embeddings": 12}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "longest"),
+    [
+        ("mistral", {"sliding_window": 12}, 12),
+        ("mistral", {"sliding_window": None}, None),
+        ("gemma3_text", {"sliding_window": 12, "initializer_range": 0.2}, 12),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1}, 12),
+        ("qwen2", {"sliding_window": 12}, None),
+        ("llama", {"rope_parameters": DYNAMIC}, 24),
+        ("llama", {"rope_parameters": LONG}, 12),
+        ("llama", {"rope_parameters": YARN}, None),
+    ],
+)
+def test_texts_up_to_the_longest_are_reproduced_and_longer_ones_are_not(
+    kind: str, settings: dict[str, object], longest: int | None
+) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **SIZES | settings)
+    policy = Policy(AutoModelForCausalLM.from_config(config).requires_grad_(False).eval(), lora_rank=2)
+    assert policy.longest_text == longest
+
+    def gap(length: int) -> float:
+        prompt = [5, 9, 13]
+        rows = [Row(prompt, [(7 * i + n) % 70 for i in range(n - 3)], [0.0] * (n - 3)) for n in (6, length)]
+        packed = policy(micro_batch(rows, [[0, 1]])).logprobs_nT
+        return max(
+            float((packed[line, : len(row.completion_ids)] - naive(policy, row)[0]).detach().abs().max())
+            for line, row in enumerate(rows)
+        )
+
+    assert gap(longest or 40) < 1e-4
+    if longest:
+        assert gap(longest + 12) > 1e-2
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])

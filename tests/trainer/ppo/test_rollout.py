@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -12,14 +13,17 @@ from hypothesis import strategies as st
 from looper_schemas import answers
 from looper_schemas.records import Problem, RolloutRecord, Trajectory
 from looper_schemas.scoring import ArmReward, FailedQuestion, QuestionError, ScoredQuestion, Scores
-from looper_trainer.errors import DataError
+from looper_trainer.errors import ConfigError, DataError
 from looper_trainer.groups import Group, arm_rewards, to_record
+from looper_trainer.ppo.config import PPOConfig
 from looper_trainer.ppo.metrics import sample_metrics
 from looper_trainer.ppo.rollout import (
     completion_seed,
     pass_rates,
     questions_of_step,
+    require_texts_fit,
     solvable,
+    solved_greedily,
     solved_in_samples,
     to_rows,
 )
@@ -152,6 +156,60 @@ def test_the_filter_keeps_questions_that_are_solved_sometimes() -> None:
         solvable(make_problems(1), rollouts)
 
 
+class LastFirst:
+    """Answers sample j of any question with j, and the last question first."""
+
+    def __init__(self) -> None:
+        self.seeds: list[list[int]] = []
+
+    def encode(self, prompt: str) -> list[int]:
+        return [len(prompt)]
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Completion]]:
+        return [found for _, found in sorted(self.sample_iter(prompts, params, seeds))]
+
+    def sample_iter(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[Sequence[int]]
+    ) -> Generator[tuple[int, list[Completion]]]:
+        self.seeds += [list(row) for row in seeds]
+        for i in reversed(range(len(prompts))):
+            yield i, [Completion(f"#### {j}", (j,), (-1.0,), "stop") for j in range(len(seeds[i]))]
+
+
+class CutOff(LastFirst):
+    """The same answers, each cut off at the limit of tokens."""
+
+    def sample_iter(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[Sequence[int]]
+    ) -> Generator[tuple[int, list[Completion]]]:
+        for i, row in super().sample_iter(prompts, params, seeds):
+            yield i, [replace(completion, finish_reason="length") for completion in row]
+
+
+def test_an_answer_that_was_cut_off_is_wrong_as_in_the_evaluation() -> None:
+    problems, params = make_problems(3), SamplingParams(8)
+    assert solved_greedily(LastFirst(), problems, 8) == [True, False, False]
+    assert solved_greedily(CutOff(), problems, 8) == [False] * 3
+    assert solved_in_samples(CutOff(), problems, params, 3, seed=0) == [0, 0, 0]
+    trajectories = tuple(
+        Trajectory(output="#### 1", final_answer="1", reward=None, finish_reason=how)
+        for how in ("stop", "length", None, "length")
+    )
+    record = RolloutRecord(id="p1", question="q", gold_answer="1", trajectories=trajectories, policy="sft")
+    assert pass_rates([record]) == {"p1": 0.5}  # what is not known to be cut off counts
+
+
+def test_texts_that_the_policy_cannot_reproduce_are_refused_before_the_first_step() -> None:
+    problems, sampler = make_problems(3), LastFirst()  # its prompts are of one token
+    config = PPOConfig(model="windowed", max_new_tokens=100)
+    require_texts_fit(None, problems, sampler, config)
+    require_texts_fit(101, problems, sampler, config)
+    with pytest.raises(ConfigError, match="windowed computes texts of more than 100 tokens"):
+        require_texts_fit(100, problems, sampler, config)
+
+
 def test_the_filter_can_be_a_band_and_puts_the_most_often_solved_first() -> None:
     rollouts = [make_rollout(i, [f"#### {i}"] * i + ["no idea"] * (8 - i)) for i in range(9)]
     band = solvable(make_problems(9), rollouts, above=0.25, below=0.75)
@@ -173,28 +231,6 @@ def test_a_curriculum_begins_with_the_head_and_then_passes_over_everything() -> 
         p.id for step in range(6, 11) for p in questions_of_step(problems, step, 4, 0, curriculum_steps=5)
     ]
     assert sorted(passed) == sorted(p.id for p in problems)
-
-
-class LastFirst:
-    """Answers sample j of any question with j, and the last question first."""
-
-    def __init__(self) -> None:
-        self.seeds: list[list[int]] = []
-
-    def encode(self, prompt: str) -> list[int]:
-        return [len(prompt)]
-
-    def sample(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[Sequence[int]]
-    ) -> list[list[Completion]]:
-        return [found for _, found in sorted(self.sample_iter(prompts, params, seeds))]
-
-    def sample_iter(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[Sequence[int]]
-    ) -> Generator[tuple[int, list[Completion]]]:
-        self.seeds += [list(row) for row in seeds]
-        for i in reversed(range(len(prompts))):
-            yield i, [Completion(f"#### {j}", (j,), (-1.0,), "stop") for j in range(len(seeds[i]))]
 
 
 def test_samples_of_dev_questions_are_counted_in_the_order_of_the_questions() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from statistics import pstdev
+from typing import Literal
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch
 from looper_trainer.errors import UserError
 from looper_trainer.ppo.batch import MicroBatch, Row, completion_mask, plan_micro_batches, sampler_logprobs
 from looper_trainer.ppo.config import PPOConfig
-from looper_trainer.ppo.experience import Experience, assess, measure
+from looper_trainer.ppo.experience import Experience, Measured, assess, measure
 from looper_trainer.ppo.policy import Policy
 from looper_trainer.ppo.update import (
     _accumulate_gradients,
@@ -210,6 +211,39 @@ def test_group_advantages_are_scores_less_the_mean_of_the_others_on_every_token(
     normalised = config.model_copy(update={"advantages": "group_normalised"})
     found = assess(measured, scores, mask, sampler_logprobs(rows), 0.0, normalised).advantages_BT
     assert float(found[0, 0]) == pytest.approx(0.75 / pstdev([1.0, 0.0, 0.5]), rel=1e-4)
+
+
+@pytest.mark.parametrize("advantages", ["leave_one_out", "group_normalised"])
+@pytest.mark.parametrize("whitened", [False, True])
+def test_equal_scores_leave_the_penalty_and_do_not_blow_it_up(
+    advantages: Literal["leave_one_out", "group_normalised"], whitened: bool
+) -> None:
+    """Two questions of two completions, all of two tokens, .1 nats from home at each: with a price of .01 a
+    penalty of .001 a token, whatever spread or variance the scores have."""
+    logprobs = torch.full((4, 2), -1.0)
+    zeros, mask = torch.zeros(4, 2), torch.ones(4, 2, dtype=torch.bool)
+    measured = Measured(logprobs, logprobs - 0.1, zeros, zeros)
+    config = CONFIG.model_copy(
+        update={
+            "samples_per_question": 2,
+            "advantages": advantages,
+            "whiten_advantages": whitened,
+            "gamma": 1.0,
+        }
+    )
+
+    def found(scores: list[float]) -> list[list[float]]:
+        return assess(measured, scores, mask, logprobs, 0.01, config).advantages_BT.tolist()
+
+    assert found([0.1, 0.1, 0.3, 0.3]) == [pytest.approx([-0.002, -0.001], rel=1e-3)] * 4
+    apart = found([1.0, 0.0, 0.3, 0.3])
+    if not whitened:
+        score = 2.0 if advantages == "group_normalised" else 1.0  # 1 less 0, over a spread of .5
+        assert apart[0] == pytest.approx([score - 0.002, score - 0.001])
+        assert apart[2] == pytest.approx([-0.002, -0.001], rel=1e-3)
+    else:
+        assert abs(apart[0][0]) > 1
+        assert max(map(abs, apart[2])) < 0.01
 
 
 def test_a_critic_apart_gives_the_trunk_no_gradient() -> None:

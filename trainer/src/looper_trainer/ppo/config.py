@@ -245,6 +245,11 @@ class PPOConfig(SamplerOptions):
             raise ValueError(f"advantages {self.advantages} needs samples_per_question of 2 or more")
         if self.skip_equal_groups and self.advantages == "gae":
             raise ValueError("skip_equal_groups needs advantages leave_one_out or group_normalised")
+        if self.advantages != "gae" and self.reward_mode is RewardMode.QUESTION:
+            raise ValueError(
+                f"advantages {self.advantages} compares the completions of a question, which reward_mode "
+                "question gives the same reward; use gae"
+            )
         if self.decay_steps and self.decay_steps <= self.warmup_steps:
             raise ValueError("decay_steps must come after warmup_steps")
         if self.curriculum_steps and self.rollouts_file is None:

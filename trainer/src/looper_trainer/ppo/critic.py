@@ -61,9 +61,11 @@ def warm_up_critic(
 
 
 def scored_rows(
-    rollouts: Sequence[RolloutRecord], sampler: Sampler, config: PPOConfig
+    rollouts: Sequence[RolloutRecord], sampler: Sampler, config: PPOConfig, eos_id: int | None = None
 ) -> tuple[list[Row], list[float]]:
     """Every scored trajectory of `rollouts` as a row, and its score.
+
+    One that came to its end gets `eos_id`, the token that PPO's own completions are scored at, as its last.
 
     Raises:
         DataError: no scored trajectory, or rewards of another mode.
@@ -83,7 +85,8 @@ def scored_rows(
             start = next(
                 (i for i, (a, b) in enumerate(zip(prompt_ids, ids, strict=False)) if a != b), len(prompt_ids)
             )
-            completion = ids[start : start + config.max_new_tokens]
+            end = [eos_id] if trajectory.finish_reason == "stop" and eos_id is not None else []
+            completion = [*ids[start:], *end][: config.max_new_tokens]
             if trajectory.reward is not None and start and completion:
                 rows.append(Row(ids[:start], completion, [0.0] * len(completion)))
                 scores.append(trajectory.reward)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from looper_trainer.ppo.batch import MicroBatch, Row, micro_batch
 from looper_trainer.ppo.config import PPOConfig
-from looper_trainer.ppo.gae import gae, group_spread, leave_one_out, token_rewards, whiten
+from looper_trainer.ppo.gae import gae, group_spread, in_unequal_group, leave_one_out, token_rewards, whiten
 from looper_trainer.ppo.kl import kl_k1
 from looper_trainer.ppo.losses import truncated_importance_weight
 from looper_trainer.ppo.policy import Policy
@@ -90,23 +90,33 @@ def assess(
     scored_B = torch.tensor([score is not None for score in scores_B], device=device)
     known_scores_B = torch.tensor([score or 0.0 for score in scores_B], device=device)
     mask_BT = completion_mask_BT & scored_B[:, None]
-    rewards_BT = token_rewards(
-        known_scores_B, kl_k1(measured.logprobs_BT, measured.ref_logprobs_BT), mask_BT, kl_coef
-    )
+    kl_BT = kl_k1(measured.logprobs_BT, measured.ref_logprobs_BT)
+    rewards_BT = token_rewards(known_scores_B, kl_BT, mask_BT, kl_coef)
+    whitened = config.whiten_advantages
     if config.advantages == "gae":
         advantages_BT, returns_BT = gae(rewards_BT, measured.values_BT, mask_BT, config.gamma, config.lam)
     else:  # rewards to come, less what the question's other completions got; the critic has no say
         returns_BT, _ = gae(rewards_BT, torch.zeros_like(rewards_BT), mask_BT, config.gamma, lam=1.0)
         k = config.samples_per_question
+        unequal_B = in_unequal_group(known_scores_B, k)
         advantages_BT = returns_BT - leave_one_out(known_scores_B, k)[:, None]
         if config.advantages == "group_normalised":
-            advantages_BT = advantages_BT / group_spread(known_scores_B, k)[:, None]
+            # The scores' part alone: over the spread of equal scores, a floor, the penalty would be a force.
+            penalties_BT, _ = gae(
+                token_rewards(torch.zeros_like(known_scores_B), kl_BT, mask_BT, kl_coef),
+                torch.zeros_like(rewards_BT), mask_BT, config.gamma, lam=1.0,
+            )  # fmt: skip
+            spread_B1 = group_spread(known_scores_B, k)[:, None]
+            of_scores_BT = (advantages_BT - penalties_BT) / spread_B1
+            advantages_BT = of_scores_BT.masked_fill(~unequal_B[:, None], 0.0) + penalties_BT
         advantages_BT = advantages_BT.masked_fill(~mask_BT, 0.0)
+        # Where no question tells its completions apart, whitening would make a force of the penalty too.
+        whitened = whitened and bool(unequal_B.any())
     return Experience(
         mask_BT=mask_BT,
         old_logprobs_BT=measured.logprobs_BT,
         old_values_BT=measured.values_BT,
-        advantages_BT=whiten(advantages_BT, mask_BT) if config.whiten_advantages else advantages_BT,
+        advantages_BT=whiten(advantages_BT, mask_BT) if whitened else advantages_BT,
         returns_BT=returns_BT,
         importance_BT=truncated_importance_weight(
             measured.logprobs_BT, sampler_logprobs_BT, config.importance_weight_cap

@@ -50,11 +50,20 @@ def gae(
 def leave_one_out(scores_B: Tensor, k: int) -> Tensor:
     """Mean score (B,) of the k - 1 other completions of each completion's question.
 
-    Rows come question by question, k of each. A baseline that does not depend on the completion itself, so
-    it leaves the policy gradient unbiased (arXiv:2402.14740 eq. 7).
+    Rows come question by question, k of each. Where a completion's score depends on that completion alone,
+    so does the baseline not, and the policy gradient stays unbiased (arXiv:2402.14740 eq. 7). Scores that
+    say how well completions agree hold a part of each other: of that part's gradient (k - 2) / (k - 1) is
+    left (decision 0066).
     """
     scores_Qk = scores_B.view(-1, k)
     return ((scores_Qk.sum(dim=1, keepdim=True) - scores_Qk) / (k - 1)).flatten()
+
+
+def in_unequal_group(scores_B: Tensor, k: int) -> Tensor:
+    """Whether (B,) the k completions of a completion's question have different scores."""
+    scores_Qk = scores_B.view(-1, k)
+    differ_Q1 = scores_Qk.amax(dim=1, keepdim=True) > scores_Qk.amin(dim=1, keepdim=True)
+    return differ_Q1.expand_as(scores_Qk).flatten()
 
 
 def group_spread(scores_B: Tensor, k: int, floor: float = 1e-4) -> Tensor:

@@ -34,6 +34,7 @@ from looper_trainer.ppo.metrics import collapses
 from looper_trainer.ppo.plan import adapted_layers, check_fit, limit_trainer, make_plan, vllm_share
 from looper_trainer.ppo.policy import Policy
 from looper_trainer.ppo.ranks import Alone, Elsewhere, Ranks, join, leave
+from looper_trainer.ppo.rollout import require_texts_fit
 from looper_trainer.ppo.scoring import Scorer
 from looper_trainer.ppo.source import Source
 from looper_trainer.ppo.step import learn
@@ -149,10 +150,13 @@ def train(
         state = load_checkpoint(latest_checkpoint(config.output), policy, optimizer, config)
     ranks.from_first(lambda: save_resolved(config, config.output))
     start = state.step if config.resume else None
+    ranks.from_first(lambda: require_texts_fit(policy.longest_text, data.train, sampler, config))
     with RunLog(config.output, config.steps, start, silent=ranks.rank > 0) as log:
         if not config.resume:
             if config.critic_warmup_steps and data.rollouts:
-                encoded = ranks.from_first(lambda: scored_rows(data.rollouts, source.sampler, config))
+                encoded = ranks.from_first(
+                    lambda: scored_rows(data.rollouts, source.sampler, config, policy.eos_id)
+                )
                 log.say(
                     f"critic warm-up: {config.critic_warmup_steps} steps on {len(encoded[0])} trajectories"
                 )
@@ -167,7 +171,8 @@ def train(
             ranks.from_first(partial(save_checkpoint, state, policy, optimizer, config))
         else:
             ranks.from_first(partial(source.publish, state.step))
-        last = state.step == config.steps or _out_of_patience(state, config)
+        last = state.step >= config.steps or _out_of_patience(state, config)
+        judged = state  # with what the last evaluation says of the best checkpoint
         while not last:
             watch = Stopwatch()
             try:
@@ -182,15 +187,18 @@ def train(
                     f"{culprit} and go on with --resume"
                 ) from error
             state = replace(state, step=state.step + 1, kl_coef=metrics["next_kl_coef"])
-            improved = False
+            judged, improved = state, False
             with watch.part("sync"):
                 ranks.from_first(partial(source.publish, state.step))
             late = ranks.from_first(lambda: time.monotonic() >= deadline)
-            last = state.step == config.steps or late
+            last = state.step >= config.steps or late
             if data.dev and (state.step % config.eval_every == 0 or last):
                 with watch.part("eval"):
                     metrics |= ranks.from_first(partial(_evaluate, state.step, source, log))
-                state, improved = _after_evaluation(state, metrics["dev_accuracy"])
+                judged, improved = _after_evaluation(state, metrics["dev_accuracy"], config)
+                # One that is there because time is up is for this result alone: the resumed run never had it.
+                if state.step % config.eval_every == 0 or state.step >= config.steps:
+                    state = judged
                 if collapses([*log.history, metrics]):
                     metrics["collapse_alarm"] = True
                     log.say(
@@ -203,12 +211,12 @@ def train(
             last = last or _out_of_patience(state, config)
             if improved or last or state.step % config.save_every == 0:
                 ranks.from_first(partial(save_checkpoint, state, policy, optimizer, config))
-        chosen = ranks.from_first(partial(export, state, policy, config))
+        chosen = ranks.from_first(partial(export, judged, policy, config))
         if ranks.rank and chosen != state.step:
             policy.load_saved(step_folder(config.output, chosen))
         what = "merged" if config.train == "full" else "adapter"
         log.say(f"wrote {config.output / what} from step {chosen}")
-    return state
+    return judged
 
 
 def _evaluate(step: int, source: Source, log: RunLog) -> dict[str, float]:
@@ -216,11 +224,17 @@ def _evaluate(step: int, source: Source, log: RunLog) -> dict[str, float]:
     return log.dev(step, source.dev_solved(), source.dev_in_samples() if samples else [], samples)
 
 
-def _after_evaluation(state: TrainState, accuracy: float) -> tuple[TrainState, bool]:
-    """The state with this step's dev accuracy taken in, and whether it is the best so far."""
-    if state.best_accuracy is None or accuracy > state.best_accuracy:
-        return replace(state, best_step=state.step, best_accuracy=accuracy, stale_evaluations=0), True
-    return replace(state, stale_evaluations=state.stale_evaluations + 1), False
+def _after_evaluation(state: TrainState, accuracy: float, config: PPOConfig) -> tuple[TrainState, bool]:
+    """The state with this step's dev accuracy taken in, and whether it is the best so far.
+
+    Patience is of the evaluations every `eval_every` steps: one more at a command's end is none of them.
+    """
+    improved = state.best_accuracy is None or accuracy > state.best_accuracy
+    if improved:
+        state = replace(state, best_step=state.step, best_accuracy=accuracy)
+    if state.step % config.eval_every == 0:
+        state = replace(state, stale_evaluations=0 if improved else state.stale_evaluations + 1)
+    return state, improved
 
 
 def _out_of_patience(state: TrainState, config: PPOConfig) -> bool:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _MOST_GRAPHS = 64  # of one compiled layer
+# Kinds of layer that do not see the whole past, and the setting that says how much of it.
+_BOUNDED = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 
 
 class PolicyOutput(NamedTuple):
@@ -163,6 +165,29 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.value_head.weight.device
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends a completion; of several, the first in the model's generation config."""
+        found: int | list[int] | None = self.causal_lm.generation_config.eos_token_id
+        return found[0] if isinstance(found, list) else found
+
+    @property
+    def longest_text(self) -> int | None:
+        """Tokens of the longest text whose logprobs packs reproduce; None: no bound.
+
+        Beyond it the model looks back over a window, or turns its positions by what else is in the batch.
+        """
+        text = self.causal_lm.config.get_text_config()
+        kinds = getattr(text, "layer_types", None) or _BOUNDED
+        limits = [getattr(text, bound, None) for kind, bound in _BOUNDED.items() if kind in kinds]
+        rope = getattr(text, "rope_parameters", None) or {}  # one, or one for each kind of layer
+        limits += [
+            one.get("original_max_position_embeddings") or text.max_position_embeddings
+            for one in (rope, *(value for value in rope.values() if isinstance(value, dict)))
+            if one.get("rope_type") in ("dynamic", "longrope")
+        ]
+        return min((limit for limit in limits if limit), default=None)
 
     def adapter_parameters(self) -> list[nn.Parameter]:
         """What is trained besides the value head, in a fixed order: the adapter's weights, or all."""

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from looper_schemas.answers import answers_match
 from looper_schemas.prompt import format_prompt
 from looper_schemas.records import Problem, RolloutRecord
-from looper_trainer.errors import DataError
+from looper_trainer.errors import ConfigError, DataError
 from looper_trainer.groups import Group, sample_groups
 from looper_trainer.ppo.batch import Row
+from looper_trainer.ppo.config import PPOConfig
 from looper_trainer.sampling.base import Sampler, SamplingParams
 
 
@@ -41,6 +42,25 @@ def questions_of_step(
     number, place = divmod(step - 1 - curriculum_steps, per_pass)
     order = random.Random(f"{seed}/pass/{number}").sample(range(len(problems)), len(problems))
     return [problems[i] for i in order[place * batch_size : (place + 1) * batch_size]]
+
+
+def require_texts_fit(
+    longest_text: int | None, problems: Sequence[Problem], sampler: Sampler, config: PPOConfig
+) -> None:
+    """Refuse questions whose texts may be longer than `Policy.longest_text`.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    if longest_text is None:
+        return
+    longest = max(len(sampler.encode(format_prompt(problem.question))) for problem in problems)
+    if longest + config.max_new_tokens > longest_text:
+        raise ConfigError(
+            f"{config.model} computes texts of more than {longest_text} tokens in a way that PPO does not "
+            f"reproduce (a window, or rope that depends on the length): the longest question has {longest}, "
+            f"and max_new_tokens is {config.max_new_tokens}; lower that, or leave long questions out"
+        )
 
 
 def completion_seed(seed: int, step: int, question_id: str, sample: int) -> int:
@@ -82,7 +102,7 @@ def solvable(
 def pass_rates(rollouts: Sequence[RolloutRecord]) -> Mapping[str, float]:
     """Share of correct trajectories of each question id."""
     return {
-        record.id: sum(answers_match(t.output, record.gold_answer) for t in record.trajectories)
+        record.id: sum(_solves(t.output, t.finish_reason, record.gold_answer) for t in record.trajectories)
         / len(record.trajectories)
         for record in rollouts
         if record.trajectories
@@ -95,7 +115,7 @@ def solved_greedily(sampler: Sampler, problems: Sequence[Problem], max_new_token
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=0.0)
     completions = sampler.sample(prompts, params, [[0]] * len(prompts))
     return [
-        answers_match(group[0].text, problem.answer)
+        _solves(group[0].text, group[0].finish_reason, problem.answer)
         for group, problem in zip(completions, problems, strict=True)
     ]
 
@@ -110,7 +130,14 @@ def solved_in_samples(
 
     groups = sample_groups(sampler, problems, params, k, seed_of)
     right = {
-        group.problem.id: sum(answers_match(c.text, group.problem.answer) for c in group.completions)
+        group.problem.id: sum(
+            _solves(c.text, c.finish_reason, group.problem.answer) for c in group.completions
+        )
         for group in groups
     }
     return [right[problem.id] for problem in problems]
+
+
+def _solves(text: str, finish_reason: str | None, answer: str) -> bool:
+    """Whether a completion came to its end and states `answer`, as the evaluation judges (decision 0080)."""
+    return finish_reason != "length" and answers_match(text, answer)
