@@ -159,16 +159,25 @@ def _quantity(tokens: list[_Token], position: int) -> tuple[Item, int]:
     elif texts[:1] in (["×"], ["x"], ["X"]) and texts[1:3] == ["10", "^"]:  # 1.5 x 10^6
         exponent, position = _exponent(tokens, position + 3)
         value = None if value is None or exponent is None else scaled(value, exponent)
-    if position < len(tokens) and value is not None:
-        word = tokens[position].text
-        zeros = _MAGNITUDES.get(word.lower(), _PRICE_SUFFIXES.get(word, 0) if priced else 0)
+    while position < len(tokens) and value is not None:
+        zeros = _zeros(tokens, position, priced)
+        if not zeros:
+            break
         value *= 10**zeros
-        position += zeros > 0
+        position += 1
     if position < len(tokens) and tokens[position].text in ("¢", "€", "£", "$", "¥", "₹"):
         priced = True
     if value is None:
         return Item("unreadable"), position
     return Item("quantity", value=-value if negative else value, priced=priced), position
+
+
+def _zeros(tokens: list[_Token], position: int, priced: bool) -> int:
+    """How many zeros the word at `position` adds to the number before it: `5 million`, `$5k`, `100k`."""
+    word, before = tokens[position], tokens[position - 1]
+    last = position + 1 == len(tokens) or tokens[position + 1].kind == "stop"
+    suffixed = priced or (last and before.kind == "number" and before.end == word.start)  # but a 5k race
+    return _MAGNITUDES.get(word.text.lower(), _PRICE_SUFFIXES.get(word.text, 0) if suffixed else 0)
 
 
 def _exponent(tokens: list[_Token], position: int) -> tuple[str | None, int]:
