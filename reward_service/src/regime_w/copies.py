@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
+
+from regime_w.normal_form import nfkc
 
 Pair = tuple[int, int]
 Gram = tuple[str, ...]
@@ -22,7 +23,7 @@ _WORD = re.compile(r"\w+")
 
 def word_grams(text: str) -> frozenset[Gram]:
     """The 5-grams of the case-folded words of `text`; a shorter text is one gram, an empty one none."""
-    words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    words = _WORD.findall(nfkc(text).casefold())
     if not words:
         return frozenset()
     return frozenset(tuple(words[i : i + GRAM_WORDS]) for i in range(max(1, len(words) - GRAM_WORDS + 1)))

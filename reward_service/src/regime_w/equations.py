@@ -15,7 +15,6 @@ that time is linear in the text and hostile numbers cost nothing.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -23,6 +22,7 @@ from typing import NamedTuple
 
 from regime_w.arithmetic import evaluate
 from regime_w.arms import COUNTERFACTUAL_CLOSE, COUNTERFACTUAL_OPEN
+from regime_w.normal_form import nfkc
 
 MAX_CHARS = 100_000  # of a text, normalised; what stands beyond is not read
 MAX_SIDE_TOKENS = 64  # a longer side is no equation
@@ -143,7 +143,7 @@ def _outside_counterfactuals(text: str) -> str:
 def _normalise(text: str) -> str:
     # NFKC alone would read 2½ as 21/2 and 5² as 52.
     text = _VULGAR.sub(lambda m: " " + m.group(), text).translate(_SUPERSCRIPTS)
-    text = unicodedata.normalize("NFKC", text).translate(_SIGNS)[:MAX_CHARS]
+    text = nfkc(text).translate(_SIGNS)[:MAX_CHARS]
     if "\\" in text:
         text = _LATEX_WRAPPER.sub(r" \1 ", text.replace("{,}", ","))
         text = _SIMPLE_FRAC.sub(r"((\1)/(\2))", text)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import looper_schemas
-from looper_schemas.answers import answers_match, extract_answer, split_final_answer
+from looper_schemas.answers import extract_answer, split_final_answer
 from looper_schemas.problems import PROBLEMS, ProblemCode
 from looper_schemas.scoring import (
     Arm,
@@ -152,9 +152,10 @@ class Scorer:
             arms = tuple(read(arm) for arm in question.arms)
         except IndexError:
             return _failed(question, ProblemCode.INVALID_REQUEST)
-        gold = question.gold_answer
+        # Both sides are canonical, and the gold answer, which may be long, is read once.
+        gold = None if question.gold_answer is None else extract_answer(question.gold_answer)
         correct = tuple(
-            None if gold is None else arm.answer is not None and answers_match(arm.answer, gold)
+            None if question.gold_answer is None else arm.answer is not None and arm.answer == gold
             for arm in arms
         )
         return _Parsed(question, arms, correct)

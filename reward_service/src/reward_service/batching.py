@@ -138,11 +138,16 @@ class Batcher:
         for thread in self._threads:
             thread.join()
 
-    def submit(self, questions: Sequence[Question], mode: RewardMode, *, fresh: bool = False) -> Job:
-        """Queue `questions`; await the returned job. `fresh`: as the engine has it."""
+    def submit(
+        self, questions: Sequence[Question], mode: RewardMode, *, fresh: bool = False, urgent: bool = False
+    ) -> Job:
+        """Queue `questions`; await the returned job. `fresh`: as the engine has it; `urgent`: ahead of others."""
         job = Job(questions, mode, fresh)
         with self._changed:
-            self._jobs.append(job)
+            if urgent:
+                self._jobs.appendleft(job)
+            else:
+                self._jobs.append(job)
             self._changed.notify_all()
         return job
 

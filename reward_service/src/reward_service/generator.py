@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 WITHHELD = "[…]"
 ECHO_WORDS = 6  # as many words in a row of a prompt, not of the question, are an echo
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"[^\W_]+")  # an underscore joins words as a space does
+_NAME = re.compile(r"\w+")
 _MARK = re.compile(r"(?=\w*[0-9])(?=\w*[^\W\d_])\w{8,}")
 _FIRST_WAIT_S = 0.5
 CONNECT_S = 10.0  # to be connected to a server that is there
@@ -235,8 +236,8 @@ def withhold_echo(text: str, spec: ArmSpec, question: str) -> str:
     private = _grams(spec.system_prompt) | _grams(spec.user_template)
     private -= _grams(question)
     prompt = f"{spec.system_prompt} {spec.user_template}".casefold()
-    marks = {word for word in _WORD.findall(prompt) if _MARK.fullmatch(word)}
-    marks -= set(_WORD.findall(question.casefold()))
+    marks = {name for name in _NAME.findall(prompt) if _MARK.fullmatch(name)}
+    marks -= set(_NAME.findall(question.casefold()))
     if marks:
         text = re.sub("|".join(map(re.escape, sorted(marks))), WITHHELD, text, flags=re.IGNORECASE)
     words = list(_WORD.finditer(text))

@@ -53,6 +53,19 @@ GOOD = question(
 )
 
 
+def test_the_gold_answer_is_read_once_whatever_the_number_of_arms(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    own = scorer_module.extract_answer
+    monkeypatch.setattr(scorer_module, "extract_answer", lambda text: read.append(text) or own(text))
+    arms = tuple(
+        Arm(id=str(i), answer=answer, full_text="") for i, answer in enumerate(["12.0", "$12", "7", "x"])
+    )
+    asked = Question(id="q", question="How many?", gold_answer="24/2", arms=arms)
+    (result,) = Scorer(embedder=LetterEmbedder()).score([asked], MODE)
+    assert scored(result).correct_flags == (True, True, False, False)
+    assert read.count("24/2") == 1
+
+
 def scored(result: ScoredQuestion | FailedQuestion) -> ScoredQuestion:
     assert isinstance(result, ScoredQuestion)
     return result

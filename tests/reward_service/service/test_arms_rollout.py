@@ -264,6 +264,9 @@ def test_an_echo_is_withheld_and_honest_text_is_kept() -> None:
         leaked = withhold_echo(f"I was told: {prompt.upper()} {text}", spec, "")
         assert leaked.startswith("I was told: " + WITHHELD)
         assert leaked.endswith(text)
+        for joint in ("_", "__", "-", "*", "\u200b"):
+            leaked = withhold_echo(joint.join(prompt.split()), spec, "")
+            assert len(leaked) < len(prompt) / 4, joint
     quoting = "You ask: name every quantity the problem gives or asks for with a letter."
     assert withhold_echo(quoting, spec, question) == quoting  # the caller's own words
     assert WITHHELD in withhold_echo(quoting, spec, "")

@@ -53,6 +53,18 @@ async def test_waiting_requests_take_turns(engine: Any, batcher: Batcher, until:
     assert asked(engine) == [["x0"], ["a0", "b0"], ["c0", "a1"], ["c1", "a2"], ["a3", "a4"]]
 
 
+async def test_what_is_urgent_comes_before_all_that_waits(engine: Any, batcher: Batcher, until: Any) -> None:
+    engine.gate.clear()
+    first = batcher.submit(questions("x", 1), RewardMode.ARM)
+    await until(lambda: bool(engine.batches))
+    jobs = [batcher.submit(questions(name, 2), RewardMode.ARM) for name in "ab"]
+    jobs.append(batcher.submit(questions("u", 1), RewardMode.ARM_GATED, fresh=True, urgent=True))
+    engine.gate.set()
+    for job in (first, *jobs):
+        await job.wait(5)
+    assert asked(engine)[:2] == [["x0"], ["u0"]]
+
+
 async def test_modes_are_never_mixed_and_none_starves(engine: Any, batcher: Batcher, until: Any) -> None:
     engine.gate.clear()
     modes = list(RewardMode)

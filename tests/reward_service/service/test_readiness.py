@@ -69,6 +69,29 @@ async def test_drift_while_running_is_noticed_and_ends(open_service: Any, engine
         await until(lambda: readiness.ready)
 
 
+async def test_a_check_that_runs_out_of_time_changes_nothing_but_at_the_start(
+    open_service: Any,
+    engine: Any,
+    until: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A caller who keeps the scorer busy must not close the service to the others."""
+    monkeypatch.setattr("reward_service.readiness._DEADLINE_S", 0.05)
+    async with open_service() as live:
+        readiness = live.app.state.service.readiness
+        engine.gate.clear()
+        assert await readiness.check()
+        assert readiness.ready
+        assert "not scored in time" in caplog.text
+        engine.gate.set()
+        engine.drift = 1e-3
+        assert not await readiness.check()
+        engine.gate.clear()
+        assert not await readiness.check()  # what was wrong stays wrong
+        engine.gate.set()
+
+
 async def test_a_drift_behind_the_caches_of_the_real_scorer_is_noticed(home: Path) -> None:
     class Letters:
         identity = "letters"
