@@ -16,7 +16,7 @@ import codecs
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +53,35 @@ class NumberGroup(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Sum:
+    """Named numbers close together whose weighted sum is zero: few such records give the weights away."""
+
+    what: str
+    weights: Mapping[str, float]
+    tolerance: float
+    within_lines: int
+
+    def hits(self, lines: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+        """(line, gate, what) of each record that the weights solve."""
+        named = re.compile(
+            rf"(?<![A-Za-z0-9])({'|'.join(map(re.escape, self.weights))})(?![A-Za-z0-9_])"
+            r"[\"'`]?\s*(?::|=|\||,)?\s*(None|null|-?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?!\w|\.\d)"
+        )
+        last: dict[str, tuple[int, float]] = {}
+        for number, row in enumerate(lines, start=1):
+            for name, literal in named.findall(row):
+                last[name] = (number, float(literal) if literal[0] not in "Nn" else 0.0)
+                near = {
+                    key: value for key, (line, value) in last.items() if number - line < self.within_lines
+                }
+                if near.keys() != self.weights.keys() or len(set(near.values())) == 1:
+                    continue
+                if abs(sum(weight * near[key] for key, weight in self.weights.items())) <= self.tolerance:
+                    yield number, "numbers", f"has {self.what}"
+                    last.clear()
+
+
+@dataclass(frozen=True)
 class Fingerprints:
     """What to look for. `shingles` maps the hash of a shingle's first words to its length and its hash."""
 
@@ -61,6 +90,7 @@ class Fingerprints:
     identifiers: frozenset[str] = frozenset()
     numbers: frozenset[float] = frozenset()
     groups: tuple[NumberGroup, ...] = ()
+    sums: tuple[Sum, ...] = ()
     shingles: Mapping[int, frozenset[tuple[int, int]]] = field(default_factory=dict)
 
     @classmethod
@@ -97,6 +127,15 @@ class Fingerprints:
                 NumberGroup(g["what"], Counter(map(float, g["values"])), g["at_least"], g["within_lines"])
                 for g in config["numbers"]
             ),
+            sums=tuple(
+                Sum(
+                    one["what"],
+                    dict(zip(one["names"], one["weights"], strict=True)),
+                    one["tolerance"],
+                    one["within_lines"],
+                )
+                for one in config.get("sums", [])
+            ),
             shingles={opening: frozenset(found) for opening, found in shingles.items()},
         )
 
@@ -115,6 +154,8 @@ class Fingerprints:
             for word in _identifiers_in(row) & self.identifiers:
                 yield number, "identifiers", f"has the private identifier {word}"
         yield from self._number_hits(lines)
+        for each in self.sums:
+            yield from each.hits(lines)
         yield from self._shingle_hits(text)
 
     def _number_hits(self, lines: list[str]) -> Iterator[tuple[int, str, str]]:

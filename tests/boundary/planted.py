@@ -190,6 +190,21 @@ LEAKS = [
     # constants
     Planted("the weights in a benchmark", "numbers", BENCH, "WEIGHTS = (0.4, 0.3, 0.3)\n"),
     Planted("the weights on three lines", "numbers", BENCH, "a = 0.3\nb = 0.3\nc = .40\n"),
+    Planted(
+        "a record that the weights solve",
+        "numbers",
+        TEST,
+        "Scores(s_end=0.0, s_path=0.5, s_cf=None, s_wm=0.15)\n",
+    ),
+    Planted(
+        "such a record over lines of JSON",
+        "numbers",
+        CASES,
+        json.dumps({"s_wm": 0.853, "s_end": 1.0, "x": 3, "s_path": 0.91, "s_cf": 0.6}, indent=1),
+    ),
+    Planted(
+        "such a record in prose", "numbers", NOTES, "`s_end` 1, `s_path` .5 and `s_cf` 0 give `s_wm` .55.\n"
+    ),
     Planted("the formula in prose", "names", NOTES, "R = 1.0 + 0.7 s_wm\n"),
     Planted("the formula in code", "names", BENCH, "reward = base + s_wm * 0.7\n"),
     Planted("seeds of two arms", "numbers", TEST, "SEEDS = [1009, 2003]\n"),

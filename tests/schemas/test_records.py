@@ -33,11 +33,11 @@ ROLLOUT = RolloutRecord(
     gold_answer="72",
     trajectories=(
         Trajectory(
-            output="#### 72", final_answer="72", reward=1.42, finish_reason="stop", tokens_out=3, seed=7
+            output="#### 72", final_answer="72", reward=1.25, finish_reason="stop", tokens_out=3, seed=7
         ),
         Trajectory(output="", final_answer=None, reward=None),
     ),
-    scores=Scores(s_end=0.0, s_path=0.5, s_cf=None, s_wm=0.15),
+    scores=Scores(s_end=0.25, s_path=0.5, s_cf=None, s_wm=0.75),
     policy="sft",
     scorer_id="s",
     reward_mode="arm_gated",

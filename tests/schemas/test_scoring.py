@@ -66,11 +66,11 @@ RESPONSE: dict[str, Any] = {
         {
             "id": "gsm8k/train/17",
             "status": "scored",
-            "reward": 1.42,
+            "reward": 1.25,
             "degenerate": False,
-            "scores": {"s_end": 1.0, "s_path": 0.91, "s_cf": 0.6, "s_wm": 0.853},
+            "scores": {"s_end": 0.5, "s_path": 0.25, "s_cf": 0.75, "s_wm": 0.125},
             "correct_flags": [True, None],
-            "arms": [{"id": "0", "reward": 1.42}],
+            "arms": [{"id": "0", "reward": 1.25}],
         },
         {
             "id": "gsm8k/train/18",
@@ -85,7 +85,7 @@ INFO: dict[str, Any] = {
     "scorer_id": "s",
     "limits": {"max_questions": 64, "max_arms": 8, "max_text_chars": 1000, "max_body_bytes": 1 << 20},
     "reward_modes": ["question", "arm", "arm_gated"],
-    "ranges": {"arm_gated": {"low": -0.5, "high": 1.7}},
+    "ranges": {"arm_gated": {"low": -1.0, "high": 2.0}},
 }
 MESSAGES = [(ScoreRequest, REQUEST), (ScoreResponse, RESPONSE), (ServiceInfo, INFO)]
 
@@ -119,7 +119,7 @@ def test_a_reply_is_scored_or_failed_by_its_status() -> None:
     scored, failed = ScoreResponse.model_validate_json(json.dumps(RESPONSE)).results
     assert isinstance(scored, ScoredQuestion)
     assert isinstance(failed, FailedQuestion)
-    assert scored.reward == 1.42
+    assert scored.reward == 1.25
     assert failed.error.retryable
 
 

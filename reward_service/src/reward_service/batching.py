@@ -141,7 +141,7 @@ class Batcher:
     def submit(
         self, questions: Sequence[Question], mode: RewardMode, *, fresh: bool = False, urgent: bool = False
     ) -> Job:
-        """Queue `questions`; await the returned job. `fresh`: as the engine has it; `urgent`: ahead of others."""
+        """Queue `questions`; await the returned job. `fresh`: as the engine has it; `urgent`: first."""
         job = Job(questions, mode, fresh)
         with self._changed:
             if urgent:

@@ -48,7 +48,7 @@ SCORED = ScoredQuestion(
     id="p7",
     reward=0.25,
     degenerate=False,
-    scores=Scores(s_end=0.0, s_path=0.5, s_cf=None, s_wm=0.15),
+    scores=Scores(s_end=0.25, s_path=0.5, s_cf=None, s_wm=0.75),
     arms=(ArmReward(id="1", reward=-0.5), ArmReward(id="0", reward=1.0)),
 )
 
