@@ -149,8 +149,8 @@ async def answer(
     deadline = request.scope["state"]["arrived"] + _seconds_to_answer(headers, service.settings)
     idempotency_key = _idempotency_key(headers)
     key = None if idempotency_key is None else _store_key(service, principal, idempotency_key)
-    with service.admission.body(_announced_bytes(headers, service.settings)):
-        if service.admission.full and _surely_new(service, key):
+    with service.admission.body(principal.account, _announced_bytes(headers, service.settings)):
+        if service.admission.full(principal.account) and _surely_new(service, key):
             raise service.admission.overloaded()  # before its body costs anything
         message = parse(await _read_body(request, service.settings), service.settings)
         if message.disclosure is Disclosure.COMPONENTS and not principal.may(Scope.SCORE_COMPONENTS):
@@ -167,7 +167,7 @@ async def answer(
 
         async def produce() -> bytes:
             nonlocal scored_here
-            with service.admission.scoring(sum(arms)) as place:
+            with service.admission.scoring(principal.account, sum(arms)) as place:
                 async with service.limits.reserve(principal, sum(costs)):
                     done = await work(service, message, deadline)
                     place.give_back()  # what waits for the disk takes no place from what waits for the scorer
