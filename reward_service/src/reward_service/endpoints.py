@@ -149,14 +149,17 @@ async def answer(
     deadline = request.scope["state"]["arrived"] + _seconds_to_answer(headers, service.settings)
     idempotency_key = _idempotency_key(headers)
     key = None if idempotency_key is None else _store_key(service, principal, idempotency_key)
-    with service.admission.body(principal.account, _announced_bytes(headers, service.settings)):
+    announced = _announced_bytes(headers, service.settings)
+    service.limits.refuse_in_debt(principal)
+    with service.admission.body(principal.account, announced):
         if service.admission.full(principal.account) and _surely_new(service, key):
             raise service.admission.overloaded()  # before its body costs anything
-        message = parse(await _read_body(request, service.settings), service.settings)
-        if message.disclosure is Disclosure.COMPONENTS and not principal.may(Scope.SCORE_COMPONENTS):
-            raise ProblemError(ProblemCode.FORBIDDEN)
-        if message.scorer_id is not None and message.scorer_id != service.engine.scorer_id:
-            raise ProblemError(ProblemCode.SCORER_MISMATCH)
+        try:
+            message = parse(await _read_body(request, service.settings), service.settings)
+            _check(service, principal, message)
+        except ProblemError:
+            service.limits.count(principal)
+            raise
         digest = _digest(service, message.model_dump_json())
 
         reply_id = _digest(service, _json_of(digest, principal.account, idempotency_key))[:32]
@@ -202,6 +205,7 @@ async def answer(
         except StateUnavailable:
             raise ProblemError(ProblemCode.NOT_READY, retry_after_s=_NOT_READY_RETRY_S) from None
         if body is not None and not scored_here:
+            service.limits.repeat(principal)
             await _settle(service, Entry(about, None))
     return _Reply(body or b"")  # no body: nobody is there to read it
 
@@ -226,6 +230,18 @@ def _reply(
     # Without the right to components not even their names appear.
     hidden = None if components else {"results": {"__all__": {"scores", "correct_flags"}}}
     return response.model_dump_json(exclude=hidden).encode()
+
+
+def _check(service: Service, principal: Principal, message: ScoreRequest | RolloutRequest) -> None:
+    """Whether `message` may be answered to `principal`, and by this scorer.
+
+    Raises:
+        ProblemError: forbidden, scorer_mismatch.
+    """
+    if message.disclosure is Disclosure.COMPONENTS and not principal.may(Scope.SCORE_COMPONENTS):
+        raise ProblemError(ProblemCode.FORBIDDEN)
+    if message.scorer_id is not None and message.scorer_id != service.engine.scorer_id:
+        raise ProblemError(ProblemCode.SCORER_MISMATCH)
 
 
 def _about(
@@ -321,7 +337,10 @@ def _parse(body: bytes, settings: Settings) -> ScoreRequest:
 
 
 def _announced_bytes(headers: Headers, settings: Settings) -> int:
-    """How much the body may take: what the client says, else the most it may send."""
+    """How much the body may take: what the client says, else the most it may send.
+
+    With Transfer-Encoding the length means nothing (RFC 9112, 6.3).
+    """
     if not _JSON_TYPE.fullmatch(_header(headers, b"content-type") or ""):
         raise ProblemError(ProblemCode.UNSUPPORTED_MEDIA_TYPE)
     if (_header(headers, b"content-encoding") or "identity").lower() != "identity":
@@ -333,7 +352,7 @@ def _announced_bytes(headers: Headers, settings: Settings) -> int:
         raise ProblemError(ProblemCode.MALFORMED_REQUEST)
     if len(announced) > 12 or int(announced) > settings.max_body_bytes:
         raise ProblemError(ProblemCode.REQUEST_TOO_LARGE)
-    return int(announced)
+    return settings.max_body_bytes if b"transfer-encoding" in headers else int(announced)
 
 
 async def _read_body(request: Request, settings: Settings) -> bytes:

@@ -1,4 +1,7 @@
-"""What one key may use: items a minute, items in its life. An item is an arm, or a question without arms."""
+"""What one key may use: items a minute, items in its life. An item is an arm, or a question without arms.
+
+A request that came to nothing, and one that is answered from what was kept, take one item of the rate each.
+"""
 
 from __future__ import annotations
 
@@ -60,17 +63,51 @@ class KeyLimits:
         if not self._reserved[account]:
             del self._reserved[account]
 
+    def refuse_in_debt(self, principal: Principal) -> None:
+        """Ask before a request costs anything.
+
+        Raises:
+            ProblemError: rate_limited: earlier ones left the rate in debt, so that it allows no item.
+        """
+        if principal.rate is not None:
+            bucket = self._filled(principal.account, principal.rate)
+            if bucket.items < 0:
+                raise _rate_limited(1 - bucket.items, principal.rate)
+
+    def count(self, principal: Principal) -> None:
+        """Take an item for a request that came to nothing by its sender's doing; this may leave a debt."""
+        if principal.rate is not None:
+            self._filled(principal.account, principal.rate).items -= 1
+
+    def repeat(self, principal: Principal) -> None:
+        """Take an item for a reply that is sent again.
+
+        Raises:
+            ProblemError: rate_limited.
+        """
+        if principal.rate is not None:
+            self._take(principal.account, principal.rate, 1)
+
     def _take(self, account: str, rate: int, items: int) -> None:
         """Take `items` from a bucket that holds one minute's worth. A larger request needs a full one, and
         leaves it in debt."""
+        bucket = self._filled(account, rate)
+        missing = min(items, rate) - bucket.items
+        if missing > 0:
+            raise _rate_limited(missing, rate)
+        bucket.items -= items
+
+    def _filled(self, account: str, rate: int) -> _Bucket:
+        """The bucket of `account`, with what has come in until now."""
         now = self._clock()
         bucket = self._buckets.setdefault(account, _Bucket(rate, now))
         bucket.items = min(float(rate), bucket.items + (now - bucket.at) * rate / 60)
         bucket.at = now
-        missing = min(items, rate) - bucket.items
-        if missing > 0:
-            raise ProblemError(ProblemCode.RATE_LIMITED, retry_after_s=missing * 60 / rate)
-        bucket.items -= items
+        return bucket
+
+
+def _rate_limited(missing: float, rate: int) -> ProblemError:
+    return ProblemError(ProblemCode.RATE_LIMITED, retry_after_s=missing * 60 / rate)
 
 
 class Reservation:

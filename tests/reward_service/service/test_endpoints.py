@@ -462,6 +462,85 @@ async def test_a_full_queue_refuses_what_is_new_before_its_body_costs_anything_a
         assert (await live.score(b"not read", headers={"idempotency-key": "new"})).status_code == 400
 
 
+async def never_whole() -> Any:
+    yield b"{"
+    await asyncio.sleep(30)
+
+
+async def test_slow_bodies_of_one_account_keep_no_other_one_out(
+    open_service: Any, message: Any, until: Any
+) -> None:
+    async with open_service(max_body_bytes=1024, max_waiting_bytes=4096) as live:
+        greedy = live.new_key(Scope.SCORE_REWARD)
+        sent = {"authorization": f"Bearer {greedy}", "content-type": "application/json"}
+        # The second kind of head says 1 byte and sends what it likes (RFC 9112, 6.3: the length is ignored).
+        for lengths in (
+            {"content-length": "1024"},
+            {"content-length": "1", "transfer-encoding": "chunked"},
+        ):
+            slow = [
+                asyncio.create_task(
+                    live.client.post("/v1/score", content=never_whole(), headers={**sent, **lengths})
+                )
+                for _ in range(5)
+            ]
+            await until(lambda: live.app.state.service.admission.bytes == 2048)
+            await asyncio.sleep(0.05)
+            assert live.app.state.service.admission.bytes == 2048
+            assert code_of(await live.score(message(disclosure="reward"), key=greedy)) == "overloaded"
+            assert (await live.score(message())).status_code == 200
+            for task in slow:
+                task.cancel()
+            await until(lambda: live.app.state.service.admission.bytes == 0)
+
+
+async def test_a_request_that_fills_the_queue_keeps_no_other_account_out(
+    open_service: Any, message: Any, until: Any
+) -> None:
+    async with open_service(max_waiting_arms=8, batch_arms=1) as live:
+        live.engine.gate.clear()
+        greedy = live.new_key(Scope.SCORE_COMPONENTS)
+        large = message(question("large", *(f"#### {i}" for i in range(8))))
+        filling = asyncio.create_task(live.score(large, key=greedy))
+        await until(lambda: live.app.state.service.admission.arms == 8)
+        assert code_of(await live.score(message(step=4), key=greedy)) == "overloaded"
+        other = asyncio.create_task(live.score(message()))
+        await until(lambda: live.app.state.service.admission.arms == 11)
+        live.engine.gate.set()
+        assert [(await task).status_code for task in (filling, other)] == [200, 200]
+
+
+async def test_what_is_no_request_takes_an_item_of_the_rate_and_in_debt_no_body_is_read(
+    open_service: Any, message: Any
+) -> None:
+    async with open_service(receive_deadline_s=0.05, max_body_bytes=4096) as live:
+        bad: list[Any] = [b"{", message(step=-1), message(scorer_id="x", disclosure="reward"), message(), b" " * 5000, None]
+        codes = [
+            "malformed_request",
+            "invalid_request",
+            "scorer_mismatch",
+            "forbidden",
+            "request_too_large",
+            "request_timeout",
+        ]
+        for sent, code in zip(bad, codes, strict=True):
+            key = live.new_key(Scope.SCORE_REWARD, rate=1)
+            seen = []
+            for _ in range(3):
+                if sent is None:
+                    headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+                    reply = await live.client.post("/v1/score", content=never_whole(), headers=headers)
+                else:
+                    reply = await live.score(sent, key=key)
+                seen.append(code_of(reply))
+            if code == "request_too_large":
+                assert seen == [code] * 3, "it is refused by its head, which costs nothing"
+                continue
+            assert seen == [code, code, "rate_limited"]
+            assert 115 <= int(reply.headers["retry-after"]) <= 120  # by hand: from -1 to 1 at one a minute
+        assert (await live.score(message())).status_code == 200
+
+
 def test_names_are_made_of_the_same_bytes_as_ever() -> None:
     # Keys kept by an earlier version have to be found by this one.
     for values in (("idempotency", 'a"b\\c'), ("run", "ü\u2028\x7f\n😀"), ("", None, "x")):

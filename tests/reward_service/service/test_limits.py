@@ -98,3 +98,32 @@ async def test_accounts_have_their_own_limits() -> None:
     await world.take(60, rate=60)
     async with world.limits.reserve(Principal("k", frozenset(), "other", None, 60), 60):
         pass
+
+
+async def test_what_came_to_nothing_may_leave_a_debt_in_which_nothing_is_let_in() -> None:
+    world = World()
+    someone = Principal("key", frozenset(), "acc", None, 60)
+    for _ in range(60):
+        world.limits.count(someone)
+        world.limits.refuse_in_debt(someone)  # an empty bucket is no debt
+    world.limits.count(someone)
+    with pytest.raises(ProblemError, match="rate_limited") as caught:
+        world.limits.refuse_in_debt(someone)
+    assert caught.value.retry_after_s == pytest.approx(2.0)  # from -1 to the 1 that any request costs
+    world.now = 1.5
+    world.limits.refuse_in_debt(someone)
+    assert await world.take(1, rate=60) == pytest.approx(0.5)
+    without = Principal("key", frozenset(), "other", None, None)
+    world.limits.count(without)
+    world.limits.refuse_in_debt(without)
+
+
+async def test_a_repeat_takes_one_item_of_the_rate_and_none_of_the_budget() -> None:
+    world = World()
+    someone = Principal("key", frozenset(), "acc", 2, 2)
+    world.used = 2
+    world.limits.repeat(someone)
+    world.limits.repeat(someone)
+    with pytest.raises(ProblemError, match="rate_limited") as caught:
+        world.limits.repeat(someone)
+    assert caught.value.retry_after_s == pytest.approx(30.0)

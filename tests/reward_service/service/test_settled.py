@@ -101,6 +101,22 @@ async def test_a_rate_is_refused_with_the_time_to_wait_and_nothing_is_kept_of_it
         assert used(live.home, key) == 6
 
 
+async def test_repeats_take_from_the_rate_and_leave_no_line_once_it_is_spent(
+    open_service: Any, message: Any
+) -> None:
+    async with open_service() as live:
+        key = live.new_key(Scope.SCORE_COMPONENTS, rate=5, budget=3)
+        asked = [await live.score(message(), key=key, headers=KEY) for _ in range(6)]
+        # Three items for the arms, and one each for two repeats.
+        assert [reply.status_code for reply in asked] == [200] * 3 + [429] * 3
+        assert [record["event"] for record in read_records(live.home)] == ["score", "repeat", "repeat"]
+        assert 1 <= int(asked[3].headers["retry-after"]) <= 12  # an item at five a minute
+        live.app.state.service.limits._buckets.clear()  # a minute later
+        again = await live.score(message(), key=key, headers=KEY)
+        assert again.content == asked[0].content, "who lost a reply still gets it"
+        assert used(live.home, key) == 3
+
+
 async def test_a_rotated_key_goes_on_with_account_replies_and_limits(open_service: Any, message: Any) -> None:
     async with open_service() as live:
         old = live.new_key(Scope.SCORE_COMPONENTS, budget=7)
