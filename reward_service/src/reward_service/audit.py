@@ -53,6 +53,7 @@ class AuditFile:
     def __init__(self, home: Path) -> None:
         self._key = _key(home)
         self._broken = False
+        self._failed = False
         self._head = EMPTY
         file = home / AUDIT_FILE
         try:
@@ -82,8 +83,8 @@ class AuditFile:
 
     @property
     def healthy(self) -> bool:
-        """False once nobody knows what is on disk; a restart finds out."""
-        return not self._broken
+        """False after a failed write, until one succeeds; and once nobody knows what is on disk, for good."""
+        return not (self._broken or self._failed)
 
     def append(self, records: Sequence[Mapping[str, Value]]) -> None:
         """Write one line a record; they are on disk when this returns.
@@ -103,6 +104,7 @@ class AuditFile:
             _write_all(self._lines, bytes(lines))
         except OSError:
             logger.error("the audit cannot be written: is the disk full?")
+            self._failed = True
             self._cut(self._head.end)
             raise AuditUnavailable from None
         try:
@@ -113,6 +115,7 @@ class AuditFile:
             self._broken = True
             raise AuditUnavailable from None
         self._head = head
+        self._failed = False
 
     def close(self) -> None:
         """Release the files."""

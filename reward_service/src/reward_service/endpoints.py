@@ -88,7 +88,7 @@ async def livez(request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """Models are loaded, the golden vector matches and the audit can be written."""
     service = _service(request)
-    if not (service.readiness.ready and service.audit.healthy):
+    if not (service.readiness.ready and await service.ledger.writable()):
         raise ProblemError(ProblemCode.NOT_READY, retry_after_s=_NOT_READY_RETRY_S)
     return Response(b'{"ready":true}', media_type=JSON)
 

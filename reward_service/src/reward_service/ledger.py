@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
-from reward_service.audit import AuditFile, Value
+from reward_service.audit import AuditFile, AuditUnavailable, Value
 from reward_service.group_commit import GroupCommit
 from reward_service.state import Claim, Outcome, State, StateUnavailable
 
@@ -20,10 +21,12 @@ logger = logging.getLogger(__name__)
 
 
 class Entry(NamedTuple):
-    """What the audit says of a request; and the claim, unless an earlier reply is sent again."""
+    """What the audit says of a request; and the claim, unless an earlier reply is sent again, or `event` says
+    what else there is to record."""
 
     about: Mapping[str, Value]
     claim: Claim | None
+    event: str = "repeat"
 
 
 class Ledger:
@@ -51,6 +54,13 @@ class Ledger:
             AuditUnavailable, StateUnavailable: nothing may be sent.
         """
         return await self._commits.commit(entry)
+
+    async def writable(self) -> bool:
+        """Whether the audit can be written. After a failed write a line is tried, and says that it can again."""
+        if not self._audit.healthy:
+            with suppress(AuditUnavailable, StateUnavailable):
+                await self.settle(Entry({}, None, "resumed"))
+        return self._audit.healthy
 
     def write(self, entries: Sequence[Entry]) -> list[Outcome]:
         """One outcome an entry, all in one transaction. What only repeats needs no transaction."""
@@ -81,4 +91,4 @@ class Ledger:
 def _event(entry: Entry, outcome: Outcome) -> str:
     if outcome.problem is not None:
         return "withheld"  # scored, but the budget or another request with the same key was first
-    return "repeat" if entry.claim is None else "score"
+    return entry.event if entry.claim is None else "score"

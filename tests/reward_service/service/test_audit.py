@@ -246,10 +246,11 @@ def test_a_full_disk_fails_closed_leaves_no_torn_line_and_is_tried_again(
         monkeypatch.setattr(os, "write", broken)
         with pytest.raises(AuditUnavailable):
             audit.append([{"event": "score", "n": 1}])
-        assert audit.healthy
+        assert not audit.healthy
         assert verify(home).seq == 1
     monkeypatch.setattr(os, "write", real)
     audit.append([{"event": "score", "n": 2}])
+    assert audit.healthy
     assert [record["n"] for record in read_records(home)] == [0, 2]
     assert verify(home).seq == 2
     audit.close()

@@ -122,6 +122,31 @@ async def test_what_cannot_be_audited_is_not_answered(
     assert verify(live.home).seq == 3
 
 
+async def test_with_a_full_disk_the_service_is_not_ready_until_there_is_room(
+    open_service: Any, message: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_service() as live:
+        headers = {"authorization": f"Bearer {live.key}"}
+
+        async def ready() -> int:
+            return int((await live.client.get("/readyz", headers=headers)).status_code)
+
+        assert await ready() == 200
+        assert list(read_records(live.home)) == [], "to ask is no event"
+
+        def full(descriptor: int, data: bytes) -> None:
+            raise OSError(errno.ENOSPC, "full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(audit, "_write_all", full)
+            assert (await live.score(message())).status_code == 503
+            assert [await ready(), await ready()] == [503, 503]
+        # Who asks only whether it is ready gets to know: it takes no request for a score to find out.
+        assert [await ready(), await ready()] == [200, 200]
+        assert [record["event"] for record in read_records(live.home)] == ["resumed"]
+    assert verify(live.home).seq == 1
+
+
 async def test_a_disk_in_an_unknown_state_makes_the_service_not_ready(
     open_service: Any, message: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
