@@ -1,7 +1,7 @@
 """What may wait inside the service, bounded in bytes and in arms; more is refused early, with Retry-After.
 
-An account has half of either, so that nobody keeps another out. Where an account has nothing inside, one request
-of any size is let in for it, and counts for the others as that half at most.
+An account has half of either, so that nobody keeps another out. Who has nothing inside may have one request of
+any size, which counts for the others as that half at most.
 """
 
 from __future__ import annotations

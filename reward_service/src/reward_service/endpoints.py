@@ -185,7 +185,7 @@ async def answer(
                         cost=sum(
                             cost
                             for cost, result in zip(costs, done.results, strict=True)
-                            if not isinstance(result, FailedQuestion)
+                            if not (isinstance(result, FailedQuestion) and result.error.retryable)
                         ),
                         budget=principal.budget,
                         key=key if final else None,

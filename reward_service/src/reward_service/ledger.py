@@ -56,7 +56,7 @@ class Ledger:
         return await self._commits.commit(entry)
 
     async def writable(self) -> bool:
-        """Whether the audit can be written. After a failed write a line is tried, and says that it can again."""
+        """Whether the audit can be written. After a failed write this tries a line, `resumed`."""
         if not self._audit.healthy:
             with suppress(AuditUnavailable, StateUnavailable):
                 await self.settle(Entry({}, None, "resumed"))

@@ -10,9 +10,11 @@ asking: which keys have replies, what each account has used.
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,8 @@ class StateUnavailable(Exception):
 class State:
     """The database at `url`, or in `home` where that is None.
 
-    Of kept replies the oldest go first when there are more than `entries`, or more than `max_bytes` of them.
+    Of more than `entries` kept replies, or more than `max_bytes` of them, who holds the most loses its oldest
+    first: nobody can have another's forgotten.
 
     Raises:
         StartError: it cannot be opened.
@@ -122,29 +125,40 @@ class State:
                 self._used[account] = self._used.get(account, 0) + items
 
     def prune(self) -> None:
-        """Drop expired replies, and the oldest while a bound is passed.
+        """Drop expired replies, and while a bound is passed the oldest of who holds the most.
 
         Raises:
             StateUnavailable: not now.
         """
         with self._transaction() as connection:
             connection.execute(sa.delete(replies).where(replies.c.expires <= time.time()))
-            rows, size, last_dropped = 0, 0, None
-            newest_first = sa.select(replies.c.id, replies.c.size).order_by(replies.c.id.desc())
-            for row in connection.execute(newest_first):
-                if (
-                    rows + 1 > _AFTER_PRUNING * self._entries
-                    or size + row.size > _AFTER_PRUNING * self._max_bytes
-                ):
-                    last_dropped = row.id
-                    break
-                rows, size = rows + 1, size + row.size
-            if last_dropped is not None:
-                connection.execute(sa.delete(replies).where(replies.c.id <= last_dropped))
+            newest_first = sa.select(replies.c.account, replies.c.id, replies.c.size).order_by(
+                replies.c.id.desc()
+            )
+            held = connection.execute(newest_first).all()
+            rows, size = Counter(row.account for row in held), Counter[str]()
+            for row in held:
+                size[row.account] += row.size
+            most_rows = fair_share(rows.values(), int(_AFTER_PRUNING * self._entries))
+            most_bytes = fair_share(size.values(), int(_AFTER_PRUNING * self._max_bytes))
+            rows, size = Counter(), Counter()  # of what stays
+            last_dropped: dict[str, int] = {}
+            for row in held:
+                if row.account in last_dropped:
+                    continue
+                if rows[row.account] + 1 > most_rows or size[row.account] + row.size > most_bytes:
+                    last_dropped[row.account] = row.id
+                    continue
+                rows[row.account] += 1
+                size[row.account] += row.size
+            for account, last in sorted(last_dropped.items()):
+                connection.execute(
+                    sa.delete(replies).where(replies.c.account == account, replies.c.id <= last)
+                )
             if self._alone:
                 left = connection.execute(sa.select(replies.c.account, replies.c.key))
                 self._keys = {StoreKey(*row) for row in left}
-        self._rows, self._bytes = rows, size
+        self._rows, self._bytes = rows.total(), size.total()
 
     @property
     def too_full(self) -> bool:
@@ -162,6 +176,17 @@ class State:
                 yield connection
         except SQLAlchemyError as error:
             raise StateUnavailable(type(error).__name__) from None
+
+
+def fair_share(held: Iterable[int], most: int) -> float:
+    """The most that each may keep so that all together keep `most`, where who holds less keeps all of it."""
+    smallest_first = sorted(held)
+    for place, amount in enumerate(smallest_first):
+        share = most // (len(smallest_first) - place)
+        if amount > share:
+            return share
+        most -= amount
+    return math.inf
 
 
 def _create_tables(engine: sa.Engine) -> None:

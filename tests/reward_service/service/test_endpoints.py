@@ -514,7 +514,8 @@ async def test_what_is_no_request_takes_an_item_of_the_rate_and_in_debt_no_body_
     open_service: Any, message: Any
 ) -> None:
     async with open_service(receive_deadline_s=0.05, max_body_bytes=4096) as live:
-        bad: list[Any] = [b"{", message(step=-1), message(scorer_id="x", disclosure="reward"), message(), b" " * 5000, None]
+        other = message(scorer_id="x", disclosure="reward")
+        bad: list[Any] = [b"{", message(step=-1), other, message(), b" " * 5000, None]
         codes = [
             "malformed_request",
             "invalid_request",

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from looper_schemas.problems import ProblemCode
 from looper_schemas.scoring import ScoreResponse
 from reward_service import auth
 from reward_service.audit import AuditFile, read_records, verify
 from reward_service.auth import Scope
+from reward_service.batching import failed
 from reward_service.ledger import Ledger
 from reward_service.state import State
 
@@ -115,6 +117,24 @@ async def test_repeats_take_from_the_rate_and_leave_no_line_once_it_is_spent(
         again = await live.score(message(), key=key, headers=KEY)
         assert again.content == asked[0].content, "who lost a reply still gets it"
         assert used(live.home, key) == 3
+
+
+async def test_questions_that_can_never_be_scored_cost_their_items(open_service: Any, message: Any) -> None:
+    async with open_service() as live:
+        plain = live.engine.score
+
+        def refuses(questions: Any, mode: Any, *, fresh: bool = False) -> Any:
+            bad = [failed(q.id, ProblemCode.INVALID_REQUEST) for q in questions if q.id == "bad"]
+            return [*plain([q for q in questions if q.id != "bad"], mode), *bad]
+
+        live.engine.score = refuses
+        key = live.new_key(Scope.SCORE_COMPONENTS, budget=8)
+        sent = message(question("a", 3), question("bad", 4))
+        reply = await live.score(sent, key=key, headers=KEY)
+        assert [result["status"] for result in reply.json()["results"]] == ["scored", "failed"]
+        assert used(live.home, key) == 7, "it is kept, and what is kept was paid for"
+        assert (await live.score(sent, key=key, headers=KEY)).content == reply.content
+        assert used(live.home, key) == 7
 
 
 async def test_a_rotated_key_goes_on_with_account_replies_and_limits(open_service: Any, message: Any) -> None:

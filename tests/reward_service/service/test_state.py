@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
 
 from looper_schemas.problems import ProblemCode
 from reward_service.errors import StartError
-from reward_service.state import Claim, Kept, Outcome, State, StateUnavailable, StoreKey
+from reward_service.state import Claim, Kept, Outcome, State, StateUnavailable, StoreKey, fair_share
 
 POSTGRES_VARIABLE = "LOOPER_TEST_POSTGRES"  # URL of a PostgreSQL database that the tests may empty
 
@@ -181,6 +183,39 @@ def test_replies_are_bounded_and_the_oldest_go_first(open_state: Open, entries: 
         assert 18 <= len(found) <= 20
         assert found == list(range(50 - len(found), 50))
         assert state.used("acc") == 50, "what was charged is never forgotten"
+
+
+@pytest.mark.parametrize(("entries", "max_bytes"), [(20, 10_000), (1000, 200)])
+def test_who_holds_the_most_loses_its_own_replies_first(
+    open_state: Open, entries: int, max_bytes: int
+) -> None:
+    with closing(open_state(entries=entries, max_bytes=max_bytes)) as state:
+        for n in range(3):
+            settle(state, claim(f"{n}", account="victim", body=b"x" * 10))
+        for n in range(100):
+            settle(state, claim(f"{n}", account="greedy", body=b"x" * 10))
+        assert all(state.find(StoreKey("victim", f"{n}")) for n in range(3))
+        found = [n for n in range(100) if state.find(StoreKey("greedy", f"{n}"))]
+        assert found == list(range(100 - len(found), 100))
+        assert 15 <= len(found) <= 17
+    with closing(open_state(entries=entries // 2, max_bytes=max_bytes // 2)) as state:  # pruned at the start
+        assert all(state.find(StoreKey("victim", f"{n}")) for n in range(3))
+        # By hand: nine tenths of half the bound are 9 replies, or 90 bytes; three are the victim's.
+        assert sum(state.find(StoreKey("greedy", f"{n}")) is not None for n in range(100)) == 6
+
+
+@given(held=st.lists(st.integers(0, 50), max_size=8), most=st.integers(0, 200))
+def test_a_fair_share_is_what_taking_from_the_largest_one_by_one_leaves(held: list[int], most: int) -> None:
+    left = list(held)
+    while sum(left) > most:
+        left[left.index(max(left))] -= 1
+    share = fair_share(held, most)
+    cut = [min(one, share) for one in held]
+    assert sum(cut) <= most
+    # The shares are whole numbers: one reply of some accounts at most is between the two.
+    assert all(0 <= slow - fast <= 1 for slow, fast in zip(left, cut, strict=True))
+    if sum(held) <= most:
+        assert cut == held
 
 
 def test_the_file_is_private_and_in_wal_mode(home: Path) -> None:
