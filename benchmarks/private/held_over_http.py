@@ -2,7 +2,7 @@
 
     python benchmarks/private/held_over_http.py [--arms 1024 10240 100352]
 
-A service in a process of its own, with room for that many (`max_waiting_arms`, `max_waiting_bytes`), gets one
+A service in a process of its own, with room for twice that many (one key has half of it), gets one
 request of 512 distinct arms over each of many connections. Its scorer waits until all of them are inside, as
 the service's own metrics say; then it is let go, and every reply is checked. As in `linear_cost.py` vectors
 come from a hash: embedding costs every arm the same, and 100,000 would take the better part of an hour.
@@ -59,8 +59,8 @@ class Held:
         self._bearer = {"Authorization": f"Bearer {key.stdout.strip()}"}
         self._metrics = free_port()
         (home / "settings.toml").write_text(
-            f"metrics_port = {self._metrics}\nmax_waiting_arms = {most_arms}\nmax_waiting_bytes = {2**30}\n"
-            "receive_deadline_s = 300.0\n[scorer]\nscore_cache_entries = 1024\n"
+            f"metrics_port = {self._metrics}\nmax_waiting_arms = {2 * most_arms}\n"
+            f"max_waiting_bytes = {2**31}\nreceive_deadline_s = 300.0\n[scorer]\nscore_cache_entries = 1024\n"
         )
         self.server = Server(
             "service",

@@ -50,7 +50,7 @@ async def test_a_step_of_the_clock_by_an_hour_changes_nothing(
     home: Path, monkeypatch: pytest.MonkeyPatch, step_s: float
 ) -> None:
     key = auth.create_key(
-        home, "k", [Scope.SCORE_REWARD], rate=9, budget=100, expires=time.time() + 7200, not_before=1.0
+        home, "k", [Scope.SCORE_REWARD], rate=11, budget=100, expires=time.time() + 7200, not_before=1.0
     )
     scorer = Held()
     app = create_app(Settings(home=home), scorer)
@@ -76,7 +76,7 @@ async def test_a_step_of_the_clock_by_an_hour_changes_nothing(
         assert (await ask(0)).content == first.content, "a kept reply is kept for a day"
         assert (await ask(1)).content == (await under_way).content
         assert (await ask(2)).status_code == 200
-        limited = await ask(3)
+        limited = await ask(3)  # three times three arms, and two repeats
         assert limited.status_code == 429, "a step of the clock refills no rate"
         assert int(limited.headers["retry-after"]) <= 60
         assert app.state.service.state.used(key.split("_")[1]) == 9

@@ -153,7 +153,8 @@ def overloaded(
 ) -> dict[str, Any]:
     """A scorer of CAPACITY, unloaded and at 4 times its capacity, where `waiting` requests may be inside."""
     port = free_port()
-    slow = json.dumps({**OVERLOAD, "max_waiting_arms": waiting * ARMS})
+    # One key has half of the queue.
+    slow = json.dumps({**OVERLOAD, "max_waiting_arms": 2 * waiting * ARMS})
     with running(stub, str(home), str(port), slow, ready="ready") as process:
         asyncio.run(open_loop(port, 8, 20, 1, request))
         unloaded = asyncio.run(open_loop(port, 8, CAPACITY / 5, seconds, request))

@@ -1,6 +1,6 @@
 """What may wait inside the service, bounded in bytes and in arms; more is refused early, with Retry-After.
 
-An account has half of either, so that nobody keeps another out. Who has nothing inside may have one request of
+An account has half of either, so that none keeps another out. Who has nothing inside may have one request of
 any size, which counts for the others as that half at most.
 """
 

@@ -30,7 +30,8 @@ class Settings(BaseModel):
 
     Limits on one request are stated in `GET /v1/info`, and clients split their batches by them. A PPO batch
     of 64 arms of 1,000 tokens is about 0.5 MB. `max_waiting_*` bound what is inside the service at a time,
-    `batch_arms` what the scorer sees at once, `scoring_threads` how often: None is what it asks for itself.
+    half of it for one account; `batch_arms` what the scorer sees at once, `scoring_threads` how often: None
+    is what it asks for itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
