@@ -66,11 +66,14 @@ def _parse(body: bytes, settings: Settings) -> RolloutRequest:
     return message
 
 
-async def _work(service: Service, message: RolloutRequest, deadline: float) -> Work:
+async def _work(service: Service, message: RolloutRequest, account: str, deadline: float) -> Work:
     now = time.monotonic()
     generated_by = deadline - _SCORING_SHARE * (deadline - now)
     results = await asyncio.gather(
-        *(_roll_out(service, message, question, generated_by, deadline) for question in message.questions)
+        *(
+            _roll_out(service, message, question, account, generated_by, deadline)
+            for question in message.questions
+        )
     )
 
     def body(digest: str, reply_id: str) -> bytes:
@@ -90,7 +93,12 @@ async def _work(service: Service, message: RolloutRequest, deadline: float) -> W
 
 
 async def _roll_out(
-    service: Service, message: RolloutRequest, question: OpenQuestion, generated_by: float, deadline: float
+    service: Service,
+    message: RolloutRequest,
+    question: OpenQuestion,
+    account: str,
+    generated_by: float,
+    deadline: float,
 ) -> RolledOut | FailedQuestion:
     assert service.generator is not None
     tasks = [
@@ -113,7 +121,7 @@ async def _roll_out(
         for task in tasks:  # an arm less and the question has no score: the others need not go on
             task.cancel()
     asked = _as_question(question, answers)
-    job = service.batcher.submit([asked], message.reward_mode)
+    job = service.batcher.submit([asked], message.reward_mode, account=account)
     (result,) = await job.wait(max(0.0, deadline - time.monotonic()))
     if isinstance(result, FailedQuestion):
         return result

@@ -3,8 +3,9 @@
 Scoring is CPU or GPU work that releases the GIL; the event loop must stay free for everyone else. An engine
 that shares its work out itself says by `concurrency` how many calls keep it busy: while one call waits for
 its embeddings, the next one is parsed. Questions of different requests share a micro-batch, one question from
-each request in turn, so that a small request does not wait behind a large one. Because the scorer gives a
-question the same result alone and in any company, batching is invisible in the replies.
+each account in turn, and from each of its requests in turn, so that a small request does not wait behind a
+large one, nor behind many of somebody else. Because the scorer gives a question the same result alone and in
+any company, batching is invisible in the replies.
 """
 
 from __future__ import annotations
@@ -55,8 +56,11 @@ class Engine(Protocol):
 class Job:
     """The questions of one request on their way through the scoring threads; awaited in the event loop."""
 
-    def __init__(self, questions: Sequence[Question], mode: RewardMode, fresh: bool = False) -> None:
+    def __init__(
+        self, questions: Sequence[Question], mode: RewardMode, fresh: bool = False, account: str = ""
+    ) -> None:
         self.kind = (mode, fresh)  # a batch is of one kind
+        self.account = account
         self.questions = tuple(questions)
         self.waiting = deque(range(len(self.questions)))  # indices that no batch has taken yet
         self.closed = False
@@ -139,15 +143,15 @@ class Batcher:
             thread.join()
 
     def submit(
-        self, questions: Sequence[Question], mode: RewardMode, *, fresh: bool = False, urgent: bool = False
+        self, questions: Sequence[Question], mode: RewardMode, *, fresh: bool = False, account: str = ""
     ) -> Job:
-        """Queue `questions`; await the returned job. `fresh`: as the engine has it; `urgent`: first."""
-        job = Job(questions, mode, fresh)
+        """Queue `questions` of `account` ("": the service's own); await the returned job.
+
+        `fresh`: as the engine has it.
+        """
+        job = Job(questions, mode, fresh, account)
         with self._changed:
-            if urgent:
-                self._jobs.appendleft(job)
-            else:
-                self._jobs.append(job)
+            self._jobs.append(job)
             self._changed.notify_all()
         return job
 
@@ -181,21 +185,29 @@ class Batcher:
         return bool(self._jobs)
 
     def _take(self) -> list[tuple[Job, int]]:
-        """The next micro-batch: a question of each job of the first one's kind, in turn, until it is full."""
+        """The next micro-batch, of the first job's kind: a question of each account in turn."""
         kind = self._jobs[0].kind
-        turn = deque(job for job in self._jobs if job.kind == kind)
+        accounts: dict[str, deque[Job]] = {}
+        for job in self._jobs:
+            if job.kind == kind:
+                accounts.setdefault(job.account, deque()).append(job)
+        turn = deque(accounts.values())
         batch: list[tuple[Job, int]] = []
         arms = 0
         while turn and arms < self._batch_arms:
-            job = turn.popleft()
+            theirs = turn.popleft()
+            job = theirs.popleft()
             index = job.waiting.popleft()
             batch.append((job, index))
             arms += max(1, len(job.questions[index].arms))
             if job.waiting:
-                turn.append(job)
+                theirs.append(job)
+            if theirs:
+                turn.append(theirs)
         # Whoever was not served comes first next time.
         served = {id(job) for job, _ in batch}
-        self._jobs = deque(sorted(self._jobs, key=lambda job: id(job) in served))
+        had_turns = {job.account for job, _ in batch}
+        self._jobs = deque(sorted(self._jobs, key=lambda job: (job.account in had_turns, id(job) in served)))
         return batch
 
     def _score(self, batch: Sequence[tuple[Job, int]]) -> list[Result]:

@@ -101,8 +101,8 @@ async def info(request: Request) -> Response:
 async def score(request: Request) -> Response:
     """Score questions; see the wire contract in `looper_schemas.scoring`."""
 
-    async def work(service: Service, message: ScoreRequest, deadline: float) -> Work:
-        job = service.batcher.submit(message.questions, message.reward_mode)
+    async def work(service: Service, message: ScoreRequest, account: str, deadline: float) -> Work:
+        job = service.batcher.submit(message.questions, message.reward_mode, account=account)
         results = await job.wait(max(0.0, deadline - time.monotonic()))
         return Work(results, lambda digest, reply_id: _reply(service, message, digest, reply_id, results))
 
@@ -127,7 +127,7 @@ async def answer(
     scope: Scope,
     parse: Callable[[bytes, Settings], MessageT],
     arms_of: Callable[[Any], int],
-    work: Callable[[Service, MessageT, float], Awaitable[Work]],
+    work: Callable[[Service, MessageT, str, float], Awaitable[Work]],
 ) -> Response:
     """The way of every request for scores: allowed, read, limited, worked on, settled, answered.
 
@@ -135,7 +135,7 @@ async def answer(
         scope: what the key needs; components need their own besides.
         parse: reads the body.
         arms_of: how many arms a question has scored. It costs as many items, at least one.
-        work: does it, by a deadline on the monotonic clock.
+        work: does it for an account, by a deadline on the monotonic clock.
 
     Raises:
         ProblemError: it is not to be answered.
@@ -172,7 +172,7 @@ async def answer(
             nonlocal scored_here
             with service.admission.scoring(principal.account, sum(arms)) as place:
                 async with service.limits.reserve(principal, sum(costs)):
-                    done = await work(service, message, deadline)
+                    done = await work(service, message, principal.account, deadline)
                     place.give_back()  # what waits for the disk takes no place from what waits for the scorer
                     failed = [result for result in done.results if isinstance(result, FailedQuestion)]
                     _note_scoring(request, about, len(failed))

@@ -109,7 +109,7 @@ class Readiness:
         return self._compare_with_record(alone)
 
     async def _score(self, *questions: Question) -> list[Result]:
-        job = self._batcher.submit(questions, RewardMode.ARM_GATED, fresh=True, urgent=True)
+        job = self._batcher.submit(questions, RewardMode.ARM_GATED, fresh=True)
         return await job.wait(_DEADLINE_S)
 
     def _compare_with_record(self, result: ScoredQuestion) -> str | None:

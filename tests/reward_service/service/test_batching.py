@@ -53,16 +53,20 @@ async def test_waiting_requests_take_turns(engine: Any, batcher: Batcher, until:
     assert asked(engine) == [["x0"], ["a0", "b0"], ["c0", "a1"], ["c1", "a2"], ["a3", "a4"]]
 
 
-async def test_what_is_urgent_comes_before_all_that_waits(engine: Any, batcher: Batcher, until: Any) -> None:
+async def test_accounts_take_turns_however_many_requests_one_has(
+    engine: Any, batcher: Batcher, until: Any
+) -> None:
     engine.gate.clear()
-    first = batcher.submit(questions("x", 1), RewardMode.ARM)
+    first = batcher.submit(questions("x", 1), RewardMode.ARM, account="greedy")
     await until(lambda: bool(engine.batches))
-    jobs = [batcher.submit(questions(name, 2), RewardMode.ARM) for name in "ab"]
-    jobs.append(batcher.submit(questions("u", 1), RewardMode.ARM_GATED, fresh=True, urgent=True))
+    jobs = [batcher.submit(questions(f"g{n}-", 2), RewardMode.ARM, account="greedy") for n in range(50)]
+    other = batcher.submit(questions("o", 3), RewardMode.ARM, account="other")
+    large = batcher.submit(questions("l", 2, arms=9), RewardMode.ARM, account="greedy")
     engine.gate.set()
-    for job in (first, *jobs):
-        await job.wait(5)
-    assert asked(engine)[:2] == [["x0"], ["u0"]]
+    for job in (first, *jobs, other, large):
+        assert len(await job.wait(5)) == len(job.questions)
+    # Two questions fit a batch: one of either account, and the requests of an account take turns.
+    assert asked(engine)[1:5] == [["g0-0", "o0"], ["g1-0", "o1"], ["g2-0", "o2"], ["g3-0", "g4-0"]]
 
 
 async def test_modes_are_never_mixed_and_none_starves(engine: Any, batcher: Batcher, until: Any) -> None:
