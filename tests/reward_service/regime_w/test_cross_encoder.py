@@ -55,7 +55,8 @@ def model(folder: Path) -> CrossEncoderEntailer:
 
 def test_probabilities_are_those_of_the_library(model: CrossEncoderEntailer, folder: Path) -> None:
     library = CrossEncoder(str(folder), device="cpu").predict(PAIRS, batch_size=1, apply_softmax=True)
-    assert model.entailed(PAIRS) == pytest.approx(library[:, 1].tolist(), abs=1e-5)  # sums over threads differ
+    # Sums over threads differ.
+    assert model.entailed(PAIRS) == pytest.approx(library[:, 1].tolist(), abs=1e-5)
     assert max(library[:, 1]) - min(library[:, 1]) > 0.05  # the weights do tell pairs apart
 
 
