@@ -40,6 +40,7 @@ from reward_service.store import ReplyStore
 logger = logging.getLogger(__name__)
 
 OPEN_PATH = "/livez"  # the only route without a key
+_LINGER_S = 1.0  # after a refusal without a key
 _NAMED = ("/readyz", "/v1/info", "/v1/score", "/v1/arms/rollout")
 
 
@@ -287,10 +288,16 @@ class Guard:
         state = scope["state"]
         state["code"] = error.code.value
         response = ProblemResponse(error, state["request_id"])
+        most, known = self._settings.max_body_bytes, state["principal"] is not None
         late = error.code is ProblemCode.REQUEST_TIMEOUT  # its time has been spent already
-        if late or not await exchange.drain(self._settings.max_body_bytes, self._settings.receive_deadline_s):
-            response.headers["connection"] = "close"
-        await response(scope, exchange.receive, exchange.send)
+        if not late and await exchange.drain(most, self._settings.receive_deadline_s if known else 0.0):
+            await response(scope, exchange.receive, exchange.send)
+            return
+        response.headers["connection"] = "close"
+        if known:
+            await response(scope, exchange.receive, exchange.send)
+        else:
+            await exchange.answer_and_drain(response, most, _LINGER_S)
 
     def _log(self, scope: Scope, exchange: _Exchange, seconds: float) -> None:
         state = scope["state"]
@@ -333,8 +340,8 @@ class _Exchange:
     async def drain(self, most: int, seconds: float) -> bool:
         """Read and drop what is left of the body, so that the client can finish sending and read the reply.
 
-        False when more than `most` bytes are left or they take longer than `seconds`: then the connection
-        has to go.
+        False when more than `most` bytes are left or they take longer than `seconds` (0: what is here already
+        is taken): then the connection has to go.
         """
         try:
             async with receive_deadline(self._scope, seconds):
@@ -345,3 +352,19 @@ class _Exchange:
         except TimeoutError:
             return False
         return True
+
+    async def answer_and_drain(self, response: Response, most: int, seconds: float) -> None:
+        """Send the whole reply at once, then drain, then let the server close the connection.
+
+        A connection that is closed while its client sends is reset, and the client may lose the reply
+        (RFC 9112 section 9.6).
+        """
+
+        async def send(message: Message) -> None:
+            await self.send(
+                {**message, "more_body": True} if message["type"] == "http.response.body" else message
+            )
+
+        await response(self._scope, self.receive, send)
+        await self.drain(most, seconds)
+        await self.send({"type": "http.response.body", "body": b"", "more_body": False})
