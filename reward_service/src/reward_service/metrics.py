@@ -1,15 +1,20 @@
 """Counters for the operator, in the text format of Prometheus, on a listener of their own on the loopback.
 
 Names and labels say nothing of what is computed here, and no label holds anything that a caller sent. The
-listener needs a key with the scope `metrics:read`, as everything but `/livez` does.
+listener needs a key with the scope `metrics:read`, as everything but `/livez` does. It shares the process's
+open files with the port that scores, so that strangers get few places there, each for a few seconds.
 """
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -30,7 +35,8 @@ PATH = "/metrics"
 HOST = "127.0.0.1"
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-_PATIENCE_S = 5.0
+_PLACES = 8  # requests at a time; the connections beyond are closed at once
+_PATIENCE_S = 5.0  # for a whole request and its reply
 
 
 class Metrics:
@@ -117,7 +123,6 @@ class MetricsListener:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            timeout = _PATIENCE_S
 
             def do_GET(self) -> None:
                 status, body = listener._answer(self.path, self.headers.get_all("authorization") or [])
@@ -136,7 +141,7 @@ class MetricsListener:
                 pass  # it would quote the request
 
         try:
-            self._server = _Quiet((HOST, port), Handler)
+            self._server = _Bounded((HOST, port), Handler)
         except OSError as error:
             raise StartError(
                 f"cannot listen on {HOST}:{port} ({error.strerror}); choose another --metrics-port"
@@ -172,8 +177,37 @@ class MetricsListener:
         return 200, self._metrics.text()
 
 
-class _Quiet(ThreadingHTTPServer):
+class _Bounded(ThreadingHTTPServer):
+    """A thread a request, for _PLACES at a time; one that is late loses its connection.
+
+    The accepting thread looks after the deadlines: a timeout of the socket would begin anew at each byte.
+    """
+
     daemon_threads = True
+    request_queue_size = 128  # of Python's 5 a burst of strangers would leave none for Prometheus
+    _ends: dict[socket.socket, float]  # of the requests at hand, on the monotonic clock
+
+    def __init__(self, *arguments: Any) -> None:
+        self._ends = {}
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if len(self._ends) >= _PLACES:
+            self.shutdown_request(request)
+            return
+        self._ends[request] = time.monotonic() + _PATIENCE_S
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:  # called at every request's end, whatever it was
+        self._ends.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:  # called after each connection, and every half second
+        now = time.monotonic()
+        for request, ends in list(self._ends.items()):
+            if now > ends:
+                with suppress(OSError):  # it has ended in this moment
+                    request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: object, client_address: object) -> None:
         pass  # a client that goes away is no event, and a traceback could quote it

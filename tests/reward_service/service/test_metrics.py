@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from looper_schemas.problems import ProblemCode
-from reward_service import auth
+from reward_service import auth, metrics
 from reward_service.auth import KeyRing, Scope
 from reward_service.errors import StartError
 from reward_service.metrics import Metrics, MetricsListener
@@ -97,11 +99,11 @@ def test_names_and_labels_are_neutral() -> None:
     assert "service_requests" in text
     assert not [word for word in SECRET_WORDS if word in text]
     closed = {code.value for code in ProblemCode}
-    metrics = Metrics()
-    metrics.answered("/v1/score", None, 0.1, ProblemCode.OVERLOADED.value)
-    labels = {key[1] for key in samples(metrics.text().decode()) if key[0] == "service_problems_total"}
+    counters = Metrics()
+    counters.answered("/v1/score", None, 0.1, ProblemCode.OVERLOADED.value)
+    labels = {key[1] for key in samples(counters.text().decode()) if key[0] == "service_problems_total"}
     assert labels <= closed
-    assert ("service_requests_total", "/v1/score", "-") in samples(metrics.text().decode())
+    assert ("service_requests_total", "/v1/score", "-") in samples(counters.text().decode())
 
 
 @pytest.fixture
@@ -147,6 +149,69 @@ def test_the_listener_is_on_the_loopback_and_silent_to_other_methods(listener: M
             connection.sendall(request)
             with suppress(ConnectionResetError):
                 assert connection.recv(1000) == b""
+
+
+def is_closed(opened: socket.socket) -> bool:
+    """Whether the other side has ended the connection by now."""
+    opened.settimeout(0.01)
+    try:
+        return opened.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+def test_strangers_get_eight_places_and_one_deadline_for_a_request_that_trickles(
+    home: Path, listener: MetricsListener, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(metrics, "_PATIENCE_S", 2.0)
+    reader = auth.create_key(home, "prometheus", [Scope.METRICS_READ])
+    port = int(listener.url.rpartition(":")[2].partition("/")[0])
+    threads = threading.active_count()
+    with ExitStack() as stack:
+        began = time.monotonic()
+        opened = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(60)]
+        for one in opened:
+            with suppress(OSError):
+                one.sendall(b"GET /metrics HTTP/1.1\r\nx: ")
+        time.sleep(0.5)
+        kept = [one for one in opened if not is_closed(one)]
+        assert len(kept) == 8
+        assert threading.active_count() <= threads + 8
+        assert time.monotonic() - began < 2, "the rest was closed before any deadline"
+        while kept and time.monotonic() - began < 10:  # each read would be in time, the request is not
+            for one in kept:
+                with suppress(OSError):
+                    one.sendall(b"x")
+            time.sleep(0.1)
+            kept = [one for one in kept if not is_closed(one)]
+        assert not kept
+        assert 1.9 < time.monotonic() - began < 5
+    for _ in range(20):  # a place is free again after each
+        assert httpx.get(listener.url, headers={"authorization": f"Bearer {reader}"}).status_code == 200
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_reply_that_nobody_reads_gives_its_place_back(
+    home: Path, listener: MetricsListener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(Metrics, "text", lambda self: b"x" * 20_000_000)  # more than the network's buffers
+    reader = auth.create_key(home, "prometheus", [Scope.METRICS_READ])
+    port = int(listener.url.rpartition(":")[2].partition("/")[0])
+    threads = threading.active_count()
+    with ExitStack() as stack:
+        for _ in range(8):
+            one = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            one.sendall(f"GET /metrics HTTP/1.1\r\nAuthorization: Bearer {reader}\r\n\r\n".encode())
+        ends = time.monotonic() + 5
+        while threading.active_count() == threads and time.monotonic() < ends:
+            time.sleep(0.01)
+        assert threading.active_count() > threads
+        while threading.active_count() > threads and time.monotonic() < ends:
+            time.sleep(0.05)
+        assert threading.active_count() == threads
 
 
 def test_a_taken_port_is_refused(home: Path, listener: MetricsListener) -> None:
