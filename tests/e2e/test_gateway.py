@@ -5,6 +5,8 @@ Needs `haproxy` (on PATH, or the command in LOOPER_HAPROXY) and `openssl`; skips
 
 from __future__ import annotations
 
+import http.client
+import re
 import shutil
 import socket
 import ssl
@@ -12,11 +14,15 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from looper_schemas.problems import PROBLEM_CONTENT_TYPE, Problem, ProblemCode
 from reward_service.compose import Profile, prepare_project
 
 from .gateway import COMMAND, ROOT, Gateway, gateway
@@ -28,27 +34,71 @@ pytestmark = [
 ]
 
 
+AUTHORIZED = {"Authorization": "Bearer good"}
+UNKNOWN = b'{"the problem": "as the service wrote it"}'
+
+
 class Behind(BaseHTTPRequestHandler):
-    """Answers 200 and notes what arrived."""
+    """Answers 200 and notes what arrived.
+
+    To a wrong key it answers 401 before the body, as the service does; to X-Answer with that status, and the
+    Retry-After of X-Wait.
+    """
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        if self.headers.get("Authorization") == "Bearer wrong":
+            self.answer(401, UNKNOWN, ("WWW-Authenticate", "Bearer"), ("Connection", "close"))
+            self.connection.settimeout(3)
+            with suppress(OSError):
+                while self.connection.recv(65536):
+                    pass
+            return
+        if "X-Answer" in self.headers:
+            wait = self.headers.get("X-Wait")
+            self.answer(int(self.headers["X-Answer"]), b"{}", *([("Retry-After", wait)] if wait else []))
+            return
         length = int(self.headers.get("Content-Length", 0))
         self.rfile.read(length)
         forwarded = self.headers.get("X-Forwarded-For", "")
         if self.path != "/livez":
             self.server.seen.append((self.path, forwarded, length))  # type: ignore[attr-defined]
-        self.send_response(200)
-        self.send_header("Content-Length", "2")
+        self.answer(200, b"ok")
+
+    def answer(self, status: int, body: bytes, *headers: tuple[str, str]) -> None:
+        self.send_response(status)
+        for name, value in (*headers, ("Content-Length", str(len(body)))):
+            self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(b"ok")
+        self.wfile.write(body)
+        self.wfile.flush()
 
     do_POST = do_GET
     do_DELETE = do_GET
 
     def log_message(self, format: str, *args: object) -> None:
         pass
+
+
+class Reply(NamedTuple):
+    """A reply that was read to its end."""
+
+    status: int
+    headers: Message
+    body: bytes
+
+
+def ask(running: Gateway, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
+    """One request on a connection of its own; `path` is sent as it is."""
+    connection = http.client.HTTPSConnection("localhost", running.tls, context=running.context(), timeout=20)
+    with closing(connection):
+        with suppress(
+            BrokenPipeError, ConnectionResetError
+        ):  # a client that is refused while it sends reads on
+            connection.request(method, path, body=body, headers=headers)
+        reply = connection.getresponse()
+        return Reply(reply.status, reply.headers, reply.read())
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +110,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Many(ThreadingHTTPServer):
+    request_queue_size = 512
+
+
 @pytest.fixture(scope="module")
 def behind() -> Iterator[ThreadingHTTPServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Behind)
+    server = Many(("127.0.0.1", 0), Behind)
     server.seen = []  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
@@ -85,7 +139,7 @@ def seen(behind: ThreadingHTTPServer) -> list[tuple[str, str, int]]:
 def test_a_request_reaches_the_service_without_what_a_caller_says_of_itself(
     running: Gateway, seen: list[tuple[str, str, int]]
 ) -> None:
-    reply = running.ask("POST", "/v1/score", b"x" * 200_000, **{"X-Forwarded-For": "10.0.0.1"})
+    reply = running.ask("POST", "/v1/score", b"x" * 200_000, **{"X-Forwarded-For": "10.0.0.1"}, **AUTHORIZED)
     assert reply.status == 200
     assert seen[-1] == ("/v1/score", "", 200_000)
 
@@ -94,7 +148,7 @@ def test_a_request_reaches_the_service_without_what_a_caller_says_of_itself(
     "sent",
     [
         b"GET /trickled HTTP/1.1\r\nHost: x\r\nX-Slow: ",
-        b"POST /trickled HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{",
+        b"POST /trickled HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer x\r\nContent-Length: 100\r\n\r\n{",
     ],
     ids=["in the headers", "in the body"],
 )
@@ -151,7 +205,7 @@ def test_plain_http_is_refused(running: Gateway, seen: list[tuple[str, str, int]
 def test_the_mutual_port_refuses_a_client_without_a_certificate(
     running: Gateway, seen: list[tuple[str, str, int]]
 ) -> None:
-    request = b"GET /mutual HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    request = b"GET /mutual HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer x\r\nConnection: close\r\n\r\n"
 
     def ask(context: ssl.SSLContext) -> bytes:
         with running.connect(running.mutual, context) as client:
@@ -165,8 +219,96 @@ def test_the_mutual_port_refuses_a_client_without_a_certificate(
 
 
 def test_a_method_that_the_contract_lacks_is_refused(running: Gateway) -> None:
-    assert running.ask("DELETE", "/v1/score").status == 405
-    assert running.ask("GET", "/v1/info").status == 200
+    refused = running.ask("DELETE", "/v1/score", **AUTHORIZED)
+    assert refused.status == 405
+    assert refused.headers["Allow"] == "GET, POST"
+    assert running.ask("GET", "/v1/info", **AUTHORIZED).status == 200
+
+
+def assert_problem(reply: Reply, code: ProblemCode) -> None:
+    """It is what the service would say: the constant body of `code`, with a request id of its form."""
+    problem = Problem.model_validate_json(reply.body)
+    assert reply.status == problem.status
+    assert reply.headers["Content-Type"] == PROBLEM_CONTENT_TYPE
+    assert re.fullmatch("[0-9a-f]{32}", problem.request_id)
+    assert problem == Problem.of(code, problem.request_id)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+@pytest.mark.parametrize("path", ["/v1/score", "/v1/info", "/readyz", "/", "/livez/", "/livez/../v1/info"])
+def test_without_a_key_the_gateway_answers_as_the_service_does(
+    running: Gateway, seen: list[tuple[str, str, int]], method: str, path: str
+) -> None:
+    before = len(seen)
+    reply = ask(running, method, path)
+    assert_problem(reply, ProblemCode.UNAUTHENTICATED)
+    assert reply.headers["WWW-Authenticate"] == "Bearer"
+    assert len(seen) == before
+
+
+def test_methods_and_too_many_connections_are_refused_in_the_services_words(running: Gateway) -> None:
+    assert_problem(ask(running, "DELETE", "/v1/score", **AUTHORIZED), ProblemCode.METHOD_NOT_ALLOWED)
+    with ExitStack() as stack:
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer x\r\nContent-Length: 1000000\r\n\r\n"
+        for _ in range(129):
+            client = stack.enter_context(running.connect(running.tls, running.context()))
+            client.sendall(head + b"x" * 70_000)
+        time.sleep(0.5)
+        reply = ask(running, "GET", "/v1/info", **AUTHORIZED)
+    assert_problem(reply, ProblemCode.RATE_LIMITED)
+    assert reply.headers["Retry-After"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("status", "wait", "expected"),
+    [
+        (429, "120", "120"),
+        (503, "30", "30"),
+        (429, None, "2"),
+        (503, None, "2"),
+        (500, None, None),
+        (200, "7", "7"),
+    ],
+)
+def test_the_services_word_on_when_to_come_again_is_passed_on(
+    running: Gateway, status: int, wait: str | None, expected: str | None
+) -> None:
+    headers = {"X-Answer": str(status)} | ({} if wait is None else {"X-Wait": wait})
+    reply = ask(running, "GET", "/v1/info", **AUTHORIZED, **headers)
+    assert reply.status == status
+    assert reply.headers.get_all("Retry-After") == (None if expected is None else [expected])
+
+
+@pytest.mark.parametrize(
+    "authorization", [b"", b"Authorization: Bearer wrong\r\n"], ids=["no key", "a wrong key"]
+)
+def test_strangers_that_stop_within_a_body_keep_nobody_waiting(
+    running: Gateway, authorization: bytes
+) -> None:
+    head = b"POST /v1/score HTTP/1.1\r\nHost: x\r\n" + authorization + b"Content-Length: 1000000\r\n\r\n"
+    context = running.context()
+    with ExitStack() as stack:
+        stuck = []
+        for i in range(360):  # from three addresses
+            source = f"127.0.0.{2 + i // 120}", 0
+            plain = socket.create_connection(("127.0.0.1", running.tls), timeout=20, source_address=source)
+            client = stack.enter_context(context.wrap_socket(plain, server_hostname="localhost"))
+            with suppress(OSError):  # it may have been refused after its head
+                client.sendall(head + b"x" * 70_000)
+            stuck.append(client)
+        began = time.monotonic()
+        reply = ask(running, "POST", "/v1/score", b"x" * 1000, **AUTHORIZED)
+        assert reply.status == 200
+        assert time.monotonic() - began < 1
+        if authorization:
+            assert {client.recv(65536)[:12] for client in stuck} == {b"HTTP/1.1 401"}
+
+
+@pytest.mark.parametrize("size", [1000, 200_000, 1_000_000])
+def test_a_client_with_a_wrong_key_reads_its_401_whatever_it_sends(running: Gateway, size: int) -> None:
+    for _ in range(10):
+        reply = ask(running, "POST", "/v1/score", b"x" * size, Authorization="Bearer wrong")
+        assert (reply.status, reply.body) == (401, UNKNOWN)
 
 
 def test_every_replica_of_the_name_gets_its_share(workplace: Path, behind: ThreadingHTTPServer) -> None:
@@ -183,7 +325,7 @@ def test_every_replica_of_the_name_gets_its_share(workplace: Path, behind: Threa
     with gateway(folder, workplace / "docker/secrets", addresses, behind.server_port) as running:
         deadline = time.monotonic() + 60
         while not all(server.seen for server in servers):  # type: ignore[attr-defined]
-            assert running.ask("GET", "/v1/info").status == 200
+            assert running.ask("GET", "/v1/info", **AUTHORIZED).status == 200
             assert time.monotonic() < deadline
     for server in servers:
         server.shutdown()
