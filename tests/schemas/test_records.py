@@ -133,6 +133,13 @@ def test_a_missing_an_empty_and_a_blank_file_are_named(tmp_path: Path) -> None:
             read_records(path, Problem)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    file = tmp_path / "problems.jsonl"
+    write_records(file, [PROBLEM])
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())  # as some editors write it
+    assert read_records(file, Problem) == [PROBLEM]
+
+
 def test_a_line_that_is_no_utf8_is_named(tmp_path: Path) -> None:
     path = tmp_path / "latin.jsonl"
     path.write_bytes(_line().encode() + b"\n" + b'{"id": "caf\xe9"}\n')

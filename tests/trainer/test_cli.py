@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -318,3 +320,26 @@ def test_data_sft_and_rollouts_run_one_after_the_other(
     lines = (tmp_path / "data" / "ppo_rollouts.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 5
     assert (tmp_path / "checkpoints" / "sft" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "expected"),
+    [
+        (errno.ENOSPC, None, "No space left on device; make room"),
+        (errno.EROFS, "out/x", "out/x: Read-only file system; choose another path"),
+        (errno.ENAMETOOLONG, "long", "long: File name too long; choose another path"),
+    ],
+)
+def test_what_the_file_system_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    code: int,
+    name: str | None,
+    expected: str,
+) -> None:
+    def refuse(arguments: list[str]) -> None:
+        raise OSError(code, os.strerror(code), *([name] if name else []))
+
+    monkeypatch.setattr("looper_trainer.cli._dispatch", refuse)
+    assert main(["sft"]) == 2
+    assert expected in capsys.readouterr().err

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -100,6 +101,44 @@ def test_a_folder_of_something_else_is_never_replaced_by_a_merge(tmp_path: Path)
     with pytest.raises(UserError, match="no merged model"):
         merge_adapter(tmp_path / "adapter", tmp_path / "notes")
     assert (tmp_path / "notes" / "diary.txt").read_text() == "mine"
+
+
+def test_a_merge_replaces_neither_its_base_nor_its_adapter(tmp_path: Path) -> None:
+    save_base(tmp_path / "base")
+    save_adapter(tmp_path / "base", tmp_path / "run" / "adapter")
+    (tmp_path / "run" / "config.json").write_text("{}")  # as if it were a model
+    for output in ("base", "run"):
+        with pytest.raises(CheckpointError, match="which is read from"):
+            merge_adapter(tmp_path / "run" / "adapter", tmp_path / output)
+    assert (tmp_path / "base" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
+    save_base(tmp_path / "base")
+    file = tmp_path / "base" / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(
+        CheckpointError, match=r"lacks 1 of the model's tensors, model\.layers\.1\.mlp\.up_proj"
+    ):
+        load_base(str(tmp_path / "base"), device="cpu")
+
+
+def test_a_result_that_was_never_made_is_not_looked_for_on_the_hub() -> None:
+    with pytest.raises(CheckpointError, match="no such folder; run the stage that writes it first"):
+        load_base("checkpoints/absent")
+
+
+def test_an_adapter_that_was_cut_short_is_one_line(tmp_path: Path) -> None:
+    save_base(tmp_path / "base")
+    save_adapter(tmp_path / "base", tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    assert not list(tmp_path.glob("merged*"))
 
 
 def test_a_loaded_base_is_frozen_and_has_no_dropout(tmp_path: Path) -> None:

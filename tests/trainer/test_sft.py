@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from looper_schemas.prompt import format_prompt, format_target
 from looper_schemas.records import Problem, RecordError, write_records
-from looper_trainer.errors import CheckpointError, DataError
+from looper_trainer.errors import CheckpointError, DataError, UserError
 from looper_trainer.sampling.base import SamplingParams
 from looper_trainer.sampling.transformers import load_sampler
 from looper_trainer.sft import LengthGroupedOrder, SFTStageConfig, _log_to, encode_problems, run
@@ -270,6 +271,24 @@ def test_an_earlier_model_survives_a_failing_run(tiny_model: Path, train_file: P
     with pytest.raises(RecordError):
         run(settings(tiny_model, train_file.parent / "absent.jsonl", output=train_file.parent / "sft"))
     assert (train_file.parent / "sft" / "model.safetensors").read_bytes() == kept
+
+
+def test_a_training_that_diverges_ends_and_keeps_the_earlier_model(
+    tiny_model: Path, train_file: Path
+) -> None:
+    run(settings(tiny_model, train_file))
+    kept = (train_file.parent / "sft" / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="gradient is not finite; lower learning_rate"):
+        run(settings(tiny_model, train_file, learning_rate=1e30, epochs=9))
+    assert (train_file.parent / "sft" / "model.safetensors").read_bytes() == kept
+
+
+def test_the_model_that_is_trained_is_not_replaced(tiny_model: Path, train_file: Path) -> None:
+    base = train_file.parent / "base"
+    shutil.copytree(tiny_model, base)
+    with pytest.raises(CheckpointError, match="which is read from; choose another --output"):
+        run(settings(base, train_file, output=base))
+    assert (base / "model.safetensors").read_bytes() == (tiny_model / "model.safetensors").read_bytes()
 
 
 def test_a_folder_with_other_files_is_never_replaced(tiny_model: Path, train_file: Path) -> None:

@@ -6,6 +6,7 @@ wrong with it; a writer flushes whole lines, so that an interrupted file loses a
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -99,6 +100,8 @@ def read_records(path: Path, kind: type[RecordT]) -> list[RecordT]:
 def _parse_lines(path: Path, kind: type[RecordT]) -> Iterator[RecordT]:
     with path.open("rb") as lines:  # bytes, so that a line that is no UTF-8 is named like any other bad line
         for number, line in enumerate(lines, start=1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             if not line.strip():
                 continue
             try:

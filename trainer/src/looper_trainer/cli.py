@@ -8,6 +8,7 @@ they are asked for: `looper --help` needs no training library.
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 import types
 from collections.abc import Sequence
@@ -42,7 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.name not in _TRAINING_LIBRARIES:
             raise
         return _fail(f"this stage needs {error.name}; run: pip install 'looper-trainer[train]'")
-    except (PermissionError, NotADirectoryError, IsADirectoryError) as error:
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return _fail(
+                f"{error.strerror}; make room or choose another disk, then run the same command again"
+            )
+        if error.filename is None:
+            raise
         return _fail(f"{error.filename}: {error.strerror}; choose another path")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from looper_trainer.errors import CheckpointError, ConfigError, UserError
+from looper_trainer.folders import require_apart
 from looper_trainer.sampling.transformers import load_pretrained, one_line, resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def merge_adapter(adapter: Path, output: Path, base: str | None = None) -> None:
         CheckpointError: `adapter` is no adapter, or does not fit `base`, or the base cannot be loaded.
     """
     from peft import PeftConfig, PeftModel
+    from safetensors import SafetensorError
     from transformers import AutoConfig
 
     if not (adapter / "adapter_config.json").is_file():
@@ -86,11 +88,12 @@ def merge_adapter(adapter: Path, output: Path, base: str | None = None) -> None:
     base = base or PeftConfig.from_pretrained(adapter).base_model_name_or_path
     if not base:
         raise CheckpointError(f"{adapter}: does not say which model it was trained on; name it with --base")
+    require_apart(output, base, adapter)
     model, tokenizer = load_base(base, device="cpu", dtype="float32")
     dtype = AutoConfig.from_pretrained(base).dtype or torch.float32
     try:
         merged = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{adapter}: does not fit the model {base}: {one_line(error)}") from error
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

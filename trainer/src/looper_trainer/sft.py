@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import shutil
 import time
@@ -26,7 +27,7 @@ from pydantic import Field
 from looper_schemas.prompt import format_prompt, format_target
 from looper_schemas.records import Problem, read_records
 from looper_trainer.config import StageConfig, save_resolved
-from looper_trainer.errors import CheckpointError, DataError
+from looper_trainer.errors import CheckpointError, DataError, UserError
 from looper_trainer.folders import check_output, require_checkpoint
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def run(config: SFTStageConfig) -> None:
         RecordError, DataError: the problems are missing or unusable.
         CheckpointError: the base model cannot be loaded, or the output is no place for a model.
     """
-    check_output(config.output)
+    check_output(config.output, config.model)
     require_checkpoint(config.model)
     train = read_records(config.train_file, Problem)[: config.limit]
     dev = read_records(config.dev_file, Problem)[: config.dev_limit] if config.dev_file else []
@@ -333,6 +334,12 @@ def _log_to(file: Path, clock: Callable[[], float] = time.monotonic) -> TrainerC
                 self._say(state, "")
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+            # The library logs a loss that is no number as 0.
+            if not all(math.isfinite(logs.get(name, 0.0)) for name in ("loss", "grad_norm")):
+                raise UserError(
+                    f"step {state.global_step}: the gradient is not finite; lower learning_rate (what was in "
+                    "the output is still there)"
+                )
             if not state.is_world_process_zero:
                 return
             record = {"step": state.global_step, "elapsed_s": round(clock() - self.started, 3), **logs}

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from looper_trainer.errors import CheckpointError
 from looper_trainer.ppo.config import PPOConfig
@@ -115,7 +116,7 @@ def read_state(folder: Path, config: PPOConfig) -> TrainState:
         state, saved = TrainState(**document["state"]), dict(document["config"])
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(
-            f"{folder}: is no readable PPO checkpoint; remove it or resume another"
+            f"{folder}: is no readable PPO checkpoint; remove it, and --resume takes the one before"
         ) from None
     now = _fixed_settings(config)
     for key in sorted(saved.keys() | now.keys()):
@@ -143,9 +144,11 @@ def load_checkpoint(
         _restore_rng(
             json.loads((folder / "state.json").read_text(encoding="utf-8"))["rng"], saved["torch_rng"]
         )
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{folder}: cannot load the checkpoint: {reason}; resume another") from error
+        raise CheckpointError(
+            f"{folder}: cannot load the checkpoint: {reason}; remove it, and --resume takes the one before"
+        ) from error
     return state
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from looper_trainer.config import save_resolved
 from looper_trainer.errors import ConfigError, RewardError
@@ -245,6 +246,8 @@ def _scorer_of_run(config: PPOConfig) -> str | None:
     """The scorer that a resumed run is bound to; refuses to start a new run over an old one."""
     if config.resume:
         return read_state(latest_checkpoint(config.output), config).scorer_id
+    if config.output.resolve() == Path(config.model).resolve():
+        raise ConfigError(f"{config.output}: holds the model that is trained; choose another --output")
     if any(config.output.glob("checkpoints/step_*")):
         raise ConfigError(
             f"{config.output}: holds a PPO run; go on with --resume, or choose another --output"

@@ -282,9 +282,16 @@ def load_pretrained(
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path_or_name)
-        model = AutoModelForCausalLM.from_pretrained(path_or_name, dtype=dtype, **more)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path_or_name, dtype=dtype, output_loading_info=True, **more
+        )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{path_or_name}: cannot load the model: {one_line(error)}") from error
+    if missing := sorted(found["missing_keys"]):  # the library makes them up
+        raise CheckpointError(
+            f"{path_or_name}: lacks {len(missing)} of the model's tensors, {missing[0]} for one; the "
+            "folder is incomplete, or its config.json is another model's"
+        )
     return model, tokenizer
 
 
