@@ -1,8 +1,8 @@
 """NFKC in linear time.
 
-Normalising sorts each run of combining marks by class, in quadratic time: a text of 200,000 marks took a
-core minutes, without the interpreter's lock. Unicode's stream-safe format (UAX #15, section 13) allows 30
-marks in a row, more than any language has; what is beyond them is left out here.
+Normalising sorts each run of combining marks by class, in quadratic time, and holds the interpreter's lock
+meanwhile: one long text of marks would stop the whole process. Unicode's stream-safe format (UAX #15,
+section 13) allows 30 marks in a row, more than any language has; what is beyond them is left out here.
 """
 
 from __future__ import annotations

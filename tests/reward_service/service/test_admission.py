@@ -30,22 +30,15 @@ def test_room_is_given_back_also_after_an_error() -> None:
 
 def test_bounds_are_exact() -> None:
     inside = admission()
-    with (
-        inside.body("a", 50),
-        inside.body("b", 40),
-        inside.body("c", 10),
-        pytest.raises(ProblemError, match="overloaded"),
-        inside.body("d", 1),
-    ):
-        pass
-    with (
-        inside.scoring("a", 5),
-        inside.scoring("b", 4),
-        inside.scoring("c", 1),
-        pytest.raises(ProblemError, match="overloaded"),
-        inside.scoring("d", 1),
-    ):
-        pass
+    for enter, unit in ((inside.body, 10), (inside.scoring, 1)):
+        with (
+            enter("a", 5 * unit),
+            enter("b", 4 * unit),
+            enter("c", unit),
+            pytest.raises(ProblemError, match="overloaded"),
+            enter("d", 1),
+        ):
+            pass
 
 
 def test_an_account_has_half_and_keeps_nobody_out() -> None:
