@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from looper_trainer.ppo.gae import gae, token_rewards
 from looper_trainer.ppo.losses import (
     clipped_policy_loss,
     clipped_value_loss,
@@ -65,3 +66,21 @@ def test_explained_variance_agrees_with_numpy_and_ignores_padding() -> None:
 
 def test_explained_variance_of_equal_returns_is_undefined() -> None:
     assert explained_variance(torch.zeros(2, 2), torch.ones(2, 2), torch.ones(2, 2, dtype=torch.bool)) is None
+
+
+@pytest.mark.parametrize("score", [1.7, 1700.0, 0.0017])
+def test_explained_variance_of_returns_that_differ_by_rounding_alone_is_undefined(score: float) -> None:
+    mask = torch.ones(16, 200, dtype=torch.bool)
+    values = score * torch.randn(mask.shape, generator=torch.Generator().manual_seed(0))
+    rewards = token_rewards(torch.full((16,), score), torch.zeros(mask.shape), mask, 0.0)
+    _, returns = gae(rewards, values, mask, 1.0, 1.0)  # each is the score, but for the sums of the values
+    assert returns.min() < returns.max()
+    assert explained_variance(values, returns, mask) is None
+
+
+def test_explained_variance_ends_at_minus_one() -> None:
+    """Equal scores and a small price of KL: the fit is bad, and how bad says nothing."""
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    returns = torch.tensor([[0.5, 0.5002], [0.5, 0.5001]])
+    assert explained_variance(torch.tensor([[0.1, 0.4], [0.9, 0.2]]), returns, mask) == -1.0
+    assert explained_variance(returns, returns, mask) == 1.0

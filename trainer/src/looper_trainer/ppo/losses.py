@@ -59,8 +59,14 @@ def truncated_importance_weight(old_logprobs_BT: Tensor, sampler_logprobs_BT: Te
 
 
 def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> float | None:
-    """`1 - Var(returns - values) / Var(returns)` over the mask; None where the returns do not vary."""
-    variance = masked_variance(returns_BT, mask_BT)
-    if variance <= 1e-12:
+    """`1 - Var(returns - values) / Var(returns)` over the mask, at least -1.
+
+    None where the returns vary by no more than their rounding: each is a sum of up to T numbers of their size
+    and the values'. Where they vary a little (equal scores, a price of KL) it would be -1e5 or less; below -1
+    it says no more than that the values do not fit, so it ends there, as in RLlib.
+    """
+    variance = float(masked_variance(returns_BT, mask_BT))
+    size = float(torch.maximum(returns_BT.abs(), values_BT.abs()).masked_fill(~mask_BT, 0.0).max())
+    if variance <= mask_BT.shape[1] * (torch.finfo(returns_BT.dtype).eps * size) ** 2:
         return None
-    return float(1.0 - masked_variance(returns_BT - values_BT, mask_BT) / variance)
+    return max(1.0 - float(masked_variance(returns_BT - values_BT, mask_BT)) / variance, -1.0)
