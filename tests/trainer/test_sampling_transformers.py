@@ -253,6 +253,11 @@ def test_a_folder_that_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path) -
 def test_unknown_devices_and_dtypes_are_refused(tiny_model: Path) -> None:
     with pytest.raises(ConfigError, match="unknown device"):
         load_sampler(str(tiny_model), device="abacus")
+    for device in ("mps:9", "xpu:99", "cuda:99", "meta"):
+        with pytest.raises(
+            ConfigError, match=f"device {device}: this machine has [0-9]+ .* devices; use auto"
+        ):
+            load_sampler(str(tiny_model), device=device)
     with pytest.raises(ConfigError, match="unknown dtype"):
         load_sampler(str(tiny_model), dtype="int8")
 

@@ -303,8 +303,10 @@ def resolve_device(device: str) -> torch.device:
         found = torch.device(device)
     except RuntimeError:
         raise ConfigError(f"unknown device: {device}; use auto, cpu or cuda") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {device}: this machine has no CUDA device; use cpu")
+    present = torch.accelerator.current_accelerator()
+    here = torch.accelerator.device_count() if present is not None and present.type == found.type else 0
+    if found.type != "cpu" and (found.index or 0) >= here:
+        raise ConfigError(f"device {device}: this machine has {here} {found.type} devices; use auto")
     return found
 
 
