@@ -14,6 +14,7 @@ import torch
 
 from looper_schemas.records import Problem, RolloutRecord, Trajectory, read_records, write_records
 from looper_schemas.scoring import Purpose, Question, RewardMode, ServiceInfo
+from looper_trainer.config import load_config, save_resolved
 from looper_trainer.errors import (
     CheckpointError,
     ConfigError,
@@ -515,11 +516,28 @@ def test_bad_files_are_refused_before_any_model_is_loaded(files: PPOConfig, tmp_
 
 
 @pytest.mark.parametrize(
-    "settings", [{"mini_batch_size": 17}, {"patience": 2, "dev_file": None}, {"lam": 1.1}, {"top_p": 0.9}]
+    "settings",
+    [
+        {"mini_batch_size": 17},
+        {"patience": 2, "dev_file": None},
+        {"lam": 1.1},
+        {"top_p": 0.9},
+        {"min_pass_rate": 0.1},
+        {"max_pass_rate": 0.9},
+        {"vllm_urls": ("http://127.0.0.1:8000",)},
+        {"vllm_memory_gb": 10.0, "preset": "80gb"},
+    ],
+    ids=str,
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"mini_batch_size|patience|lam|top_p"):
+    with pytest.raises(ValueError, match=next(iter(settings))):
         PPOConfig(**settings)
+
+
+def test_settings_of_vllm_that_nobody_gave_are_no_reason_to_refuse(tmp_path: Path) -> None:
+    for config in (PPOConfig(), PPOConfig(preset="80gb"), PPOConfig(preset="24gb", vllm_memory_share=0.4)):
+        assert config.sampler == "transformers"
+        assert load_config(PPOConfig, save_resolved(config, tmp_path), {}) == config
 
 
 def test_errors_of_the_run_are_user_errors() -> None:

@@ -234,6 +234,9 @@ class PPOConfig(SamplerOptions):
             return PRESETS[given["preset"]] | given
         return given
 
+    def _preset_of(self, name: str) -> Any:
+        return PRESETS[self.preset].get(name) if self.preset else None
+
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
         if self.questions_per_update > self.batch_size:
@@ -252,6 +255,10 @@ class PPOConfig(SamplerOptions):
             )
         if self.decay_steps and self.decay_steps <= self.warmup_steps:
             raise ValueError("decay_steps must come after warmup_steps")
+        if self.rollouts_file is None and (self.min_pass_rate, self.max_pass_rate) != (0.0, 1.0):
+            raise ValueError(
+                "min_pass_rate and max_pass_rate are of rollouts_file; name that, or leave them out"
+            )
         if self.curriculum_steps and self.rollouts_file is None:
             raise ValueError("curriculum_steps needs rollouts_file, which says what is solved how often")
         if self.train == "full" and self.quantize:

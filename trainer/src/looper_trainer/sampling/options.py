@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from looper_trainer.config import StageConfig
 from looper_trainer.errors import ConfigError
@@ -57,6 +57,21 @@ class SamplerOptions(StageConfig):
     def _splits(cls, text: str) -> str:
         shlex.split(text)  # an open quote is refused here
         return text
+
+    @model_validator(mode="after")
+    def _vllm_is_asked_for(self) -> Self:
+        given = [
+            name
+            for name, field in type(self).model_fields.items()
+            if name.startswith("vllm_") and getattr(self, name) not in (field.default, self._preset_of(name))
+        ]
+        if given and self.sampler != "vllm":
+            raise ValueError(f"{given[0]} is of sampler vllm; set that too, or leave {given[0]} out")
+        return self
+
+    def _preset_of(self, name: str) -> Any:
+        """What a preset gives this setting, if it does."""
+        return None
 
     @property
     def seeded(self) -> bool:
