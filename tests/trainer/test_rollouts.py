@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +17,9 @@ from looper_schemas.answers import answers_match, extract_answer
 from looper_schemas.prompt import format_prompt
 from looper_schemas.records import Problem, RolloutRecord, Trajectory, read_records, write_records
 from looper_schemas.scoring import Limits
-from looper_trainer.errors import DataError, RewardUnavailable, ScorerMismatch
-from looper_trainer.rollouts import Progress, RolloutsConfig, policy_id, run, trajectory_seed
+from looper_trainer.errors import ConfigError, DataError, RewardUnavailable, ScorerMismatch, UserError
+from looper_trainer.folders import policy_id
+from looper_trainer.rollouts import Progress, RolloutsConfig, run, trajectory_seed
 from looper_trainer.sampling.base import SamplingParams
 from looper_trainer.sampling.transformers import load_sampler
 from looper_trainer.testing import FakeRewardServer
@@ -191,6 +194,84 @@ def interrupt(config: RolloutsConfig, server: FakeRewardServer) -> None:
     server._response = real  # type: ignore[method-assign]
     server.faults.unavailable = 0
     assert config.output.with_name("r.jsonl.partial").stat().st_size > 0
+
+
+def test_settings_of_a_run_that_has_no_record_yet_bind_nobody(
+    config: RolloutsConfig, server: FakeRewardServer
+) -> None:
+    server.faults.corrupt = 99
+    with pytest.raises(UserError):
+        run(config)
+    assert config.output.with_name("r.jsonl.partial").read_bytes() == b""
+    server.faults.corrupt = 0
+    run(changed(config, seed=1, limit=1))
+    assert len(read_records(config.output, RolloutRecord)) == 1
+
+
+@pytest.fixture
+def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a test that comes as far as the model."""
+    import looper_trainer.sampling.transformers as engine
+
+    def load(*_: object) -> None:
+        pytest.fail("the model was loaded")
+
+    monkeypatch.setattr(engine, "load_sampler", load)
+
+
+def test_what_cannot_be_written_or_continued_is_refused_before_the_model_is_loaded(
+    config: RolloutsConfig, server: FakeRewardServer, request: pytest.FixtureRequest
+) -> None:
+    interrupt(config, server)
+    request.getfixturevalue("unloadable")
+    with pytest.raises(DataError, match="another seed;"):
+        run(changed(config, seed=1))
+    with pytest.raises(OSError, match=r"q\.jsonl"):  # a file, where a folder is needed
+        run(changed(config, output=config.questions_file / "r.jsonl"))
+
+
+@pytest.mark.usefixtures("unloadable")
+def test_more_completions_than_the_service_takes_are_refused_before_any_is_sampled(
+    config: RolloutsConfig, server: FakeRewardServer
+) -> None:
+    server.limits = Limits(max_questions=8, max_arms=3, max_text_chars=10_000, max_body_bytes=10**6)
+    with pytest.raises(ConfigError, match=r"samples_per_question is 4, .* at most 3 completions"):
+        run(config)
+    assert not config.output.parent.exists()
+
+
+def test_texts_beyond_the_models_window_are_refused_before_any_is_sampled(
+    config: RolloutsConfig, server: FakeRewardServer
+) -> None:
+    encode = load_sampler(config.model, device="cpu").encode
+    longest = max(len(encode(format_prompt(problem.question))) for problem in PROBLEMS)
+    with pytest.raises(ConfigError, match=f"at most 256 tokens: the longest question has {longest},"):
+        run(changed(config, max_new_tokens=257 - longest))
+    assert not server.requests
+    assert not config.output.parent.exists()
+    run(changed(config, max_new_tokens=256 - longest, limit=1, samples_per_question=1))
+
+
+def test_two_commands_do_not_write_one_file_and_a_killed_one_stands_in_nobodys_way(
+    config: RolloutsConfig, server: FakeRewardServer
+) -> None:
+    lock = config.output.with_name("r.jsonl.lock")
+    holder = (
+        "import sys, time\nfrom pathlib import Path\nfrom looper_trainer.folders import written_alone\n"
+        "with written_alone(Path(sys.argv[1]), Path(sys.argv[2])):\n    print('locked', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", holder, str(config.output), str(lock)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match=r"r.jsonl: another looper command is writing it; wait for it"):
+            run(config)
+        assert lock.exists()  # the other's
+        other.kill()
+    assert not server.requests
+    run(changed(config, limit=1))
+    assert not lock.exists()
 
 
 def test_a_scorer_that_changes_meanwhile_ends_the_run(

@@ -1,10 +1,16 @@
-"""Whether a folder is a model checkpoint, and whether it may become one; told without loading any library."""
+"""Which model a folder holds, if any, and who may write there; told without loading any library."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from looper_trainer.errors import CheckpointError
+from looper_trainer.errors import CheckpointError, UserError
 
 
 def require_checkpoint(path_or_name: str) -> None:
@@ -52,3 +58,66 @@ def require_apart(output: Path, *read: str | Path) -> None:
     for model in read:
         if Path(model).exists() and Path(model).resolve().is_relative_to(place):
             raise CheckpointError(f"{output}: holds {model}, which is read from; choose another --output")
+
+
+@contextmanager
+def written_alone(output: Path, lock: Path) -> Iterator[None]:
+    """No other command writes `output` for as long as this lasts.
+
+    A lock of the operating system on the file `lock`, which ends with this process however that ends. Where
+    the file system has no locks there is none. The file, and folders made for it alone, go in the end.
+
+    Raises:
+        UserError: another command writes it.
+    """
+    made = [folder for folder in lock.parents if not folder.exists()]
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    file = _locked(output, lock)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(file)
+        for folder in made:
+            with suppress(OSError):  # something else is in it
+                folder.rmdir()
+
+
+def _locked(output: Path, lock: Path) -> int:
+    while True:
+        file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            raise UserError(
+                f"{output}: another looper command is writing it; wait for it, or choose another --output"
+            ) from None
+        except OSError:
+            return file
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), lock.stat()):
+                return file
+        os.close(file)  # the command that had it removed the file before it let go
+
+
+def policy_id(model: str) -> str:
+    """The name of `model`, with a digest of its weights where it is a local folder."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return model
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")):
+        digest.update(bytes.fromhex(file_digest(file)))
+    return f"{model}@{digest.hexdigest()[:16]}"
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of the content of `file`."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Names of what both know and is not the same, with commas; empty where all is."""
+    return ", ".join(sorted(key for key in before.keys() & now.keys() if before[key] != now[key]))

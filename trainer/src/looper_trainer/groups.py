@@ -10,7 +10,8 @@ from functools import cached_property
 from looper_schemas.answers import extract_answer
 from looper_schemas.prompt import format_prompt
 from looper_schemas.records import Problem, RolloutRecord, Trajectory
-from looper_schemas.scoring import FailedQuestion, ScoredQuestion
+from looper_schemas.scoring import FailedQuestion, ScoredQuestion, ServiceInfo
+from looper_trainer.errors import ConfigError
 from looper_trainer.sampling.base import Completion, Sampler, SamplingParams, StreamingSampler
 
 
@@ -51,6 +52,42 @@ def sample_groups(
     with closing(sampler.sample_iter(prompts, params, seeds)) as found:
         for i, completions in found:
             yield Group(problems[i], prompts[i], completions, seeds[i])
+
+
+def require_arms(info: ServiceInfo, k: int) -> None:
+    """Refuse more completions of a question than the reward service takes.
+
+    Raises:
+        ConfigError: they are.
+    """
+    if k > info.limits.max_arms:
+        raise ConfigError(
+            f"samples_per_question is {k}, but the reward service takes at most {info.limits.max_arms} "
+            "completions of a question (max_arms of /v1/info); lower it, or raise that limit"
+        )
+
+
+def require_window(sampler: Sampler, model: str, problems: Sequence[Problem], max_new_tokens: int) -> None:
+    """Refuse questions whose texts may be longer than `model` was made for (max_position_embeddings).
+
+    Raises:
+        ConfigError: there are some.
+    """
+    from transformers import AutoConfig
+
+    text = AutoConfig.from_pretrained(model).get_text_config()
+    window: int | None = getattr(text, "max_position_embeddings", None)
+    longest = longest_prompt(sampler, problems)
+    if window is not None and longest + max_new_tokens > window:
+        raise ConfigError(
+            f"{model} is made for texts of at most {window} tokens: the longest question has {longest}, and "
+            f"max_new_tokens is {max_new_tokens}; lower that, or leave long questions out"
+        )
+
+
+def longest_prompt(sampler: Sampler, problems: Sequence[Problem]) -> int:
+    """Tokens of the longest prompt."""
+    return max(len(sampler.encode(format_prompt(problem.question))) for problem in problems)
 
 
 def arm_rewards(group: Group, result: ScoredQuestion | FailedQuestion) -> list[float | None]:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import timedelta
@@ -34,8 +34,14 @@ from looper_schemas.scoring import (
 )
 from looper_trainer.config import save_resolved
 from looper_trainer.errors import DataError
-from looper_trainer.folders import require_checkpoint
-from looper_trainer.groups import Group, sample_groups, to_record
+from looper_trainer.folders import (
+    differing,
+    file_digest,
+    policy_id,
+    require_checkpoint,
+    written_alone,
+)
+from looper_trainer.groups import Group, require_arms, require_window, sample_groups, to_record
 from looper_trainer.reward_client import RewardClient, as_question
 from looper_trainer.sampling.base import Sampler, SamplingParams, StreamingSampler
 from looper_trainer.sampling.options import SamplerOptions
@@ -90,6 +96,11 @@ def run(config: RolloutsConfig) -> None:
     problems = read_records(config.questions_file, Problem)[: config.limit]
     if len({problem.id for problem in problems}) != len(problems):
         raise DataError(f"{config.questions_file}: ids repeat; give every problem its own")
+    with written_alone(config.output, config.output.with_name(config.output.name + ".lock")):
+        _write(config, problems)
+
+
+def _write(config: RolloutsConfig, problems: Sequence[Problem]) -> None:
     if config.output.exists():
         raise DataError(f"{config.output}: exists already; remove it or choose another --output")
     if config.arms == "policy":
@@ -101,12 +112,20 @@ def run(config: RolloutsConfig) -> None:
         give_up_after_s=config.give_up_after_s,
         timeout_s=120.0 if config.arms == "policy" else REQUEST_TIMEOUT_S,
     ) as client:
-        scorer_id = client.info().scorer_id  # before any sampling: a wrong address or key ends at once
+        info = client.info()  # before any sampling: a wrong address or key ends at once
+        if config.arms == "policy":
+            require_arms(info, config.samples_per_question)
+        made_by = policy_id(config.model) if config.arms == "policy" else "service"
+        settings = _settings(config, made_by, info.scorer_id)
+        done = _read_partial(config, settings)
+        _check_prefix(config, problems, done)
         with _sampler(config) as sampler:  # before any file is made: it may not load
-            made_by = policy_id(config.model) if config.arms == "policy" else "service"
-            done = _open_partial(config, made_by, scorer_id)
-            _check_prefix(config, problems, done)
-            if done:
+            if sampler is not None:
+                require_window(sampler, config.model, problems, config.max_new_tokens)
+            if not done:
+                _settings_file(config).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+                _partial_file(config).write_bytes(b"")
+            else:
                 print(f"rollouts: continuing after {len(done)} of {len(problems)} questions", flush=True)
             progress = Progress(len(problems), done)
             with _partial_file(config).open("a", encoding="utf-8") as out:
@@ -151,18 +170,6 @@ def trajectory_seed(seed: int, question_id: str, index: int) -> int:
     """The seed of a question's `index`-th trajectory: below 2**63, and independent of the other questions."""
     digest = hashlib.sha256(f"{seed}\n{index}\n{question_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def policy_id(model: str) -> str:
-    """The name of `model`, with a digest of its weights where it is a local folder."""
-    folder = Path(model)
-    if not folder.is_dir():
-        return model
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")):
-        with file.open("rb") as weights:
-            digest.update(hashlib.file_digest(weights, "sha256").digest())
-    return f"{model}@{digest.hexdigest()[:16]}"
 
 
 def _records(
@@ -226,33 +233,32 @@ def _settings_file(config: RolloutsConfig) -> Path:
     return config.output.with_name(config.output.name + ".partial.settings")
 
 
-def _open_partial(config: RolloutsConfig, made_by: str, scorer_id: str) -> list[RolloutRecord]:
+def _settings(config: RolloutsConfig, made_by: str, scorer_id: str) -> dict[str, Any]:
+    """What the records depend on."""
+    settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in _FREE}
+    questions = file_digest(config.questions_file)
+    return settings | {"questions_sha256": questions, "policy": made_by, "scorer_id": scorer_id}
+
+
+def _read_partial(config: RolloutsConfig, settings: Mapping[str, Any]) -> list[RolloutRecord]:
     """Records of an interrupted run with the same settings; its last line is cut off if it is not whole.
 
     Raises:
         DataError: the interrupted run had other settings.
     """
-    settings: dict[str, Any] = {
-        key: value for key, value in config.model_dump(mode="json").items() if key not in _FREE
-    }
-    questions = hashlib.sha256(config.questions_file.read_bytes()).hexdigest()
-    settings |= {"questions_sha256": questions, "policy": made_by, "scorer_id": scorer_id}
     partial, settings_file = _partial_file(config), _settings_file(config)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    if partial.exists() and settings_file.exists():
-        before = json.loads(settings_file.read_text(encoding="utf-8"))
-        keys = settings.keys() | before.keys()
-        differing = ", ".join(sorted(key for key in keys if settings.get(key) != before.get(key)))
-        if differing:
-            raise DataError(
-                f"{partial}: was begun with another {differing}; use the same, or remove it to begin anew"
-            )
-        whole = partial.read_bytes()
-        partial.write_bytes(whole[: whole.rfind(b"\n") + 1])
-        return read_records(partial, RolloutRecord) if partial.stat().st_size else []
-    settings_file.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    partial.write_bytes(b"")
-    return []
+    if not (partial.exists() and settings_file.exists()):
+        return []
+    whole = partial.read_bytes()
+    partial.write_bytes(whole[: whole.rfind(b"\n") + 1])
+    if not partial.stat().st_size:
+        return []
+    before = json.loads(settings_file.read_text(encoding="utf-8"))
+    if found := differing(before, settings):
+        raise DataError(
+            f"{partial}: was begun with another {found}; use the same, or remove it to begin anew"
+        )
+    return read_records(partial, RolloutRecord)
 
 
 def _check_prefix(config: RolloutsConfig, problems: Sequence[Problem], done: Sequence[RolloutRecord]) -> None:

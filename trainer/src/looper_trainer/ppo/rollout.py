@@ -14,7 +14,7 @@ from looper_schemas.answers import answers_match
 from looper_schemas.prompt import format_prompt
 from looper_schemas.records import Problem, RolloutRecord
 from looper_trainer.errors import ConfigError, DataError
-from looper_trainer.groups import Group, sample_groups
+from looper_trainer.groups import Group, longest_prompt, sample_groups
 from looper_trainer.ppo.batch import Row
 from looper_trainer.ppo.config import PPOConfig
 from looper_trainer.sampling.base import Sampler, SamplingParams
@@ -54,7 +54,7 @@ def require_texts_fit(
     """
     if longest_text is None:
         return
-    longest = max(len(sampler.encode(format_prompt(problem.question))) for problem in problems)
+    longest = longest_prompt(sampler, problems)
     if longest + config.max_new_tokens > longest_text:
         raise ConfigError(
             f"{config.model} computes texts of more than {longest_text} tokens in a way that PPO does not "
