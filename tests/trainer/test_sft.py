@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from looper_schemas.prompt import format_prompt, format_target
 from looper_schemas.records import Problem, RecordError, write_records
 from looper_trainer.errors import CheckpointError, DataError, UserError
+from looper_trainer.folders import written_alone
 from looper_trainer.sampling.base import SamplingParams
 from looper_trainer.sampling.transformers import load_sampler
 from looper_trainer.sft import LengthGroupedOrder, SFTStageConfig, _log_to, encode_problems, run
@@ -232,13 +233,10 @@ def test_the_same_seed_gives_the_same_weights(tiny_model: Path, train_file: Path
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
-    tiny_model: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def stop_after_step_5(config: SFTStageConfig) -> None:
+    """An interrupted run; its last saved state is of step 4."""
     import looper_trainer.sft as stage
 
-    run(settings(tiny_model, train_file, mode="full", epochs=2, output=train_file.parent / "whole"))
-    stopped = settings(tiny_model, train_file, mode="full", epochs=2, save_every=4)
     make = stage._make_trainer
 
     def make_stopping(*arguments: Any) -> Any:
@@ -253,14 +251,66 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
         trainer.add_callback(Stop())
         return trainer
 
-    monkeypatch.setattr(stage, "_make_trainer", make_stopping)
-    with pytest.raises(KeyboardInterrupt):
-        run(stopped)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "_make_trainer", make_stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
+
+
+def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
+    tiny_model: Path, train_file: Path
+) -> None:
+    run(settings(tiny_model, train_file, mode="full", epochs=2, output=train_file.parent / "whole"))
+    stopped = settings(tiny_model, train_file, mode="full", epochs=2, save_every=4)
+    stop_after_step_5(stopped)
     assert not stopped.output.exists()
-    monkeypatch.setattr(stage, "_make_trainer", make)
     run(stopped.model_copy(update={"resume": True}))
     whole, resumed = weights(train_file.parent / "whole"), weights(stopped.output)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not (stopped.output / "begun_with.json").exists()
+
+
+def test_an_interrupted_run_is_resumed_with_its_own_settings_and_data_or_not_at_all(
+    tiny_model: Path, train_file: Path
+) -> None:
+    base = train_file.parent / "base"
+    shutil.copytree(tiny_model, base)
+    stopped = settings(base, train_file, epochs=2, save_every=4)
+    stop_after_step_5(stopped)
+    states = sorted((train_file.parent / "sft.partial").glob("checkpoint-*/*"))
+    with pytest.raises(
+        CheckpointError, match="holds the saved state of an interrupted run; go on with --res"
+    ):
+        run(stopped)
+    resumed = stopped.model_copy(update={"resume": True})
+    with pytest.raises(CheckpointError, match="was begun with another learning_rate, seed;"):
+        run(resumed.model_copy(update={"learning_rate": 1e-3, "seed": 1}))
+    lines, weights_file = train_file.read_bytes(), base / "model.safetensors"
+    whole = weights_file.read_bytes()
+    train_file.write_bytes(lines.replace(b"apples", b"pears"))
+    with pytest.raises(CheckpointError, match="was begun with another train_file;"):
+        run(resumed)
+    train_file.write_bytes(lines)
+    weights_file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="was begun with another model;"):
+        run(resumed)
+    weights_file.write_bytes(whole)
+    assert sorted((train_file.parent / "sft.partial").glob("checkpoint-*/*")) == states
+    (train_file.parent / "sft.partial" / "begun_with.json").unlink()  # as an earlier version left it
+    run(resumed.model_copy(update={"log_every": 2, "save_every": 2}))
+    assert stopped.output.exists()
+
+
+def test_a_folder_that_another_command_writes_is_left_alone(tiny_model: Path, train_file: Path) -> None:
+    config = settings(tiny_model, train_file)
+    lock = config.output.with_name("sft.lock")
+    with (
+        written_alone(config.output, lock),
+        pytest.raises(UserError, match="sft: another looper command is writing it"),
+    ):
+        run(config)
+    assert not lock.exists()
+    assert not config.output.with_name("sft.partial").exists()
 
 
 def test_an_earlier_model_survives_a_failing_run(tiny_model: Path, train_file: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from looper_schemas.prompt import format_prompt
 from looper_schemas.records import Problem, RolloutRecord, Trajectory, read_records, write_records
 from looper_schemas.scoring import Purpose, Question, RewardMode, ServiceInfo
 from looper_trainer.config import load_config, save_resolved
@@ -23,7 +26,8 @@ from looper_trainer.errors import (
     RewardUnavailable,
     UserError,
 )
-from looper_trainer.ppo.checkpoint import read_state, step_folder
+from looper_trainer.folders import written_alone
+from looper_trainer.ppo.checkpoint import digest_inputs, read_state, step_folder
 from looper_trainer.ppo.config import PPOConfig
 from looper_trainer.ppo.critic import scored_rows
 from looper_trainer.ppo.data import Data, read_data
@@ -503,6 +507,100 @@ def test_a_service_that_stays_away_pauses_the_run_and_resume_ends_it_with_the_sa
         with pytest.raises(RewardError, match="pinned"):
             run(paused.model_copy(update={"resume": True, "steps": 4}))
     assert saved(whole, 3) == saved(paused, 3)
+
+
+def test_a_resumed_run_goes_on_at_the_learning_rates_that_are_given(
+    ppo_config: PPOConfig, problems: list[Problem]
+) -> None:
+    go(ppo_config.model_copy(update={"steps": 1}), problems, CountingScorer("aeiou"))
+    slower = {"learning_rate": 1e-9, "value_learning_rate": 1e-9, "steps": 2, "resume": True}
+    go(ppo_config.model_copy(update=slower), problems, CountingScorer("aeiou"))
+    assert [line["learning_rate"] for line in metrics_of(ppo_config)] == [1e-2, 1e-9]
+    one, two = (
+        load_file(step_folder(ppo_config.output, step) / "adapter" / "adapter_model.safetensors")
+        for step in (1, 2)
+    )
+    assert any(weight.abs().max() > 1e-3 for name, weight in one.items() if "lora_B" in name)
+    for name, weight in two.items():
+        torch.testing.assert_close(weight, one[name], rtol=0, atol=1e-7)
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRewardServer]:
+    with FakeRewardServer(mode="random", seed=3) as server:
+        monkeypatch.setenv("LOOPER_REWARD_URL", server.url)
+        monkeypatch.setenv("LOOPER_REWARD_KEY", server.key)
+        yield server
+
+
+@pytest.mark.usefixtures("service")
+def test_a_run_is_not_resumed_on_other_data_or_another_model(
+    files: PPOConfig, base_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(base_folder, tmp_path / "sft")
+    config = files.model_copy(update={"model": str(tmp_path / "sft"), "steps": 1, "merge": False})
+    run(config)
+    resumed = config.model_copy(update={"resume": True, "steps": 2})
+    for name, file in (
+        ("train_file", config.train_file),
+        ("dev_file", config.dev_file),
+        ("model", tmp_path / "sft" / "model.safetensors"),
+    ):
+        assert file is not None
+        content = file.read_bytes()
+        file.write_bytes(content[:-3] + content[-3:].replace(b"}", b" }") + b"\n")
+        with pytest.raises(CheckpointError, match=f"was made when {name} held something else"):
+            run(resumed)
+        file.write_bytes(content)
+    state_file = step_folder(config.output, 1) / "state.json"
+    document = json.loads(state_file.read_text())
+    del document["state"]["inputs"]  # as an earlier version wrote it
+    state_file.write_text(json.dumps(document))
+    run(resumed)
+    assert [line["step"] for line in metrics_of(config)] == [0, 1, 2]
+    assert read_state(step_folder(config.output, 2), resumed).inputs == digest_inputs(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"samples_per_question": 17}, "samples_per_question is 17, .* at most 16 completions"),
+        ({"device": "mps:9"}, "device mps:9: this machine has [0-9]+ mps devices"),
+        ({"output": Path("busy")}, "busy: another looper command is writing it"),
+        ({"output": Path("a_file")}, "File exists: .*a_file"),
+    ],
+    ids=lambda x: str(x)[:24],
+)
+@pytest.mark.usefixtures("service")
+def test_what_stands_in_the_way_is_said_before_any_model_is_loaded(
+    files: PPOConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    monkeypatch.setattr(Policy, "load", lambda config: pytest.fail("the model was loaded"))
+    monkeypatch.chdir(tmp_path)
+    Path("a_file").touch()
+    before = set(tmp_path.rglob("*"))
+    with (
+        written_alone(Path("busy"), Path("busy/.lock")),
+        pytest.raises((UserError, OSError), match=message),
+    ):
+        run(files.model_copy(update=change))
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_texts_beyond_the_models_window_are_refused_before_any_is_sampled(
+    ppo_config: PPOConfig, problems: list[Problem]
+) -> None:
+    policy, sampler = build(ppo_config)
+    longest = max(len(sampler.encode(format_prompt(problem.question))) for problem in problems)
+    config = ppo_config.model_copy(update={"max_new_tokens": 513 - longest})
+    scorer = CountingScorer()
+    with pytest.raises(ConfigError, match=f"at most 512 tokens: the longest question has {longest},"):
+        train(config, Data(problems, [], []), policy, sampler, scorer)
+    assert not scorer.steps
 
 
 def test_bad_files_are_refused_before_any_model_is_loaded(files: PPOConfig, tmp_path: Path) -> None:

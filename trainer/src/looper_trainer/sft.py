@@ -14,10 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,13 +30,21 @@ from looper_schemas.prompt import format_prompt, format_target
 from looper_schemas.records import Problem, read_records
 from looper_trainer.config import StageConfig, save_resolved
 from looper_trainer.errors import CheckpointError, DataError, UserError
-from looper_trainer.folders import check_output, require_checkpoint
+from looper_trainer.folders import (
+    check_output,
+    differing,
+    file_digest,
+    policy_id,
+    require_checkpoint,
+    written_alone,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 DEFAULT_BASE = "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
 _SAY_EVERY_S = 5.0
+_SETTINGS = "begun_with.json"  # of an interrupted run, until it is complete
 
 
 class SFTStageConfig(StageConfig):
@@ -85,37 +95,84 @@ class SFTStageConfig(StageConfig):
     )
 
 
+# What may differ when a run is resumed: it changes no weight.
+_FREE_ON_RESUME = frozenset(
+    {
+        "resume",
+        "output",
+        "device",
+        "dev_file",
+        "dev_limit",
+        "gradient_checkpointing",
+        "log_every",
+        "save_every",
+    }
+)
+
+
 def run(config: SFTStageConfig) -> None:
     """Write `config.output`; an earlier model there is replaced only once the new one is complete.
 
     Raises:
         RecordError, DataError: the problems are missing or unusable.
-        CheckpointError: the base model cannot be loaded, or the output is no place for a model.
+        CheckpointError: the base model cannot be loaded, or the output is no place for a model, or an
+            interrupted run is there that this one does not go on with.
     """
+    writes = os.environ.get("RANK", "0") == "0"  # of a launcher's processes, the first
+    lock = config.output.with_name(config.output.name + ".lock")
+    with written_alone(config.output, lock) if writes else nullcontext():
+        _train(config)
+
+
+def _train(config: SFTStageConfig) -> None:
     check_output(config.output, config.model)
     require_checkpoint(config.model)
     train = read_records(config.train_file, Problem)[: config.limit]
     dev = read_records(config.dev_file, Problem)[: config.dev_limit] if config.dev_file else []
     partial = config.output.with_name(config.output.name + ".partial")
-    if not config.resume:
-        shutil.rmtree(partial, ignore_errors=True)
-    elif not any(partial.glob("checkpoint-*")):
-        raise CheckpointError(
-            f"{partial}: holds no saved state; run without --resume (and with --save-every)"
-        )
+    settings = config.model_dump(mode="json", exclude=set(_FREE_ON_RESUME))
+    settings |= {"train_file": file_digest(config.train_file), "model": policy_id(config.model)}
+    _check_saved_state(config, partial, settings)
     _quiet()
     trainer = _make_trainer(config, train, dev, partial)
+    if trainer.is_world_process_zero() and not config.resume:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        (partial / _SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     trainer.train(resume_from_checkpoint=config.resume or None)
     if trainer.is_world_process_zero():
         _save(config, trainer, partial)
         training_data = describe_data(config.train_file, train)
         (partial / "training_data.json").write_text(json.dumps(training_data) + "\n", encoding="utf-8")
         save_resolved(config, partial)
+        (partial / _SETTINGS).unlink(missing_ok=True)
         for folder in (*partial.glob("checkpoint-*"), partial / "adapter"):
             shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(config.output, ignore_errors=True)
         partial.rename(config.output)
         print(f"sft: {config.output} holds the model")
+
+
+def _check_saved_state(config: SFTStageConfig, partial: Path, settings: dict[str, Any]) -> None:
+    """Refuse to resume what is not there or was begun otherwise, and to throw away what can be resumed."""
+    saved = any(partial.glob("checkpoint-*"))
+    if not config.resume:
+        if saved:
+            raise CheckpointError(
+                f"{partial}: holds the saved state of an interrupted run; go on with --resume, or remove it "
+                "to begin anew"
+            )
+        return
+    if not saved:
+        raise CheckpointError(
+            f"{partial}: holds no saved state; run without --resume (and with --save-every)"
+        )
+    if (partial / _SETTINGS).exists():
+        before = json.loads((partial / _SETTINGS).read_text(encoding="utf-8"))
+        if found := differing(before, settings):
+            raise CheckpointError(
+                f"{partial}: was begun with another {found}; use the same, or remove it to begin anew"
+            )
 
 
 def encode_problems(
@@ -167,7 +224,7 @@ def describe_data(file: Path, problems: Sequence[Problem]) -> dict[str, Any]:
     """
     return {
         "file": str(file),
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "sha256": file_digest(file),
         "problems": len(problems),
         "questions": [question_digest(problem.question) for problem in problems],
     }

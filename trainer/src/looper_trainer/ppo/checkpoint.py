@@ -12,7 +12,8 @@ import json
 import os
 import random
 import shutil
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,17 @@ import torch
 from safetensors import SafetensorError
 
 from looper_trainer.errors import CheckpointError
+from looper_trainer.folders import file_digest, policy_id
 from looper_trainer.ppo.config import PPOConfig
 from looper_trainer.ppo.policy import Policy
 from looper_trainer.sampling.options import SamplerOptions
 
-# What may differ when a run is resumed: how long it goes on, where, and in how much memory.
+# What may differ when a run is resumed: how long it goes on, where, in how much memory, how fast it learns
+# (a step takes its learning rates from the settings, see `set_learning_rates`).
 FREE_ON_RESUME = frozenset(
     {
+        "learning_rate",
+        "value_learning_rate",
         "resume",
         "steps",
         "patience",
@@ -56,7 +61,7 @@ FREE_ON_RESUME = frozenset(
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run stands after `step` completed steps."""
+    """Where a run stands after `step` completed steps; `inputs` is what `digest_inputs` says."""
 
     step: int
     kl_coef: float
@@ -64,6 +69,18 @@ class TrainState:
     best_step: int | None = None
     best_accuracy: float | None = None
     stale_evaluations: int = 0
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+
+def digest_inputs(config: PPOConfig) -> dict[str, str]:
+    """What a run is made from, by the names of its settings: digests of the files and the model's weights."""
+    files = {
+        "train_file": config.train_file,
+        "dev_file": config.dev_file if config.eval_every else None,
+        "rollouts_file": config.rollouts_file,
+    }
+    digests = {name: file_digest(file) for name, file in files.items() if file}
+    return digests | {"model": policy_id(config.model)}
 
 
 def step_folder(output: Path, step: int) -> Path:

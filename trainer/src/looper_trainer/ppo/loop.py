@@ -9,17 +9,20 @@ a truncated importance weight for the sampler's own rounding.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from looper_trainer.config import save_resolved
-from looper_trainer.errors import ConfigError, RewardError
+from looper_trainer.errors import CheckpointError, ConfigError, RewardError
+from looper_trainer.folders import differing, written_alone
+from looper_trainer.groups import require_arms, require_window
 from looper_trainer.models import merge_adapter
 from looper_trainer.ppo.checkpoint import (
     TrainState,
+    digest_inputs,
     export,
     latest_checkpoint,
     load_checkpoint,
@@ -42,6 +45,7 @@ from looper_trainer.ppo.step import learn
 from looper_trainer.ppo.update import make_optimizer
 from looper_trainer.reward_client import RewardClient
 from looper_trainer.sampling.base import Sampler
+from looper_trainer.sampling.transformers import resolve_device
 from looper_trainer.sampling.vllm import SamplerError, VLLMSampler
 
 
@@ -58,19 +62,27 @@ def run(config: PPOConfig) -> None:
     if config.dry_run:
         print(make_plan(config).describe(config, data.train))
         return
+    resolve_device(config.device)
     ranks = join()
-    scorer_id = ranks.from_first(lambda: _scorer_of_run(config))
+    with ExitStack() as alone:
+        ranks.on_first(lambda: alone.enter_context(written_alone(config.output, config.output / ".lock")))
+        _run(config, data, ranks, began)
+    leave()
+
+
+def _run(config: PPOConfig, data: Data, ranks: Ranks, began: float) -> None:
+    inputs = ranks.from_first(lambda: digest_inputs(config))
+    scorer_id = ranks.from_first(lambda: _scorer_of_run(config, inputs))
     check_fit(config)
     with ExitStack() as stack:
         # The other ranks' policies come after the sampler, which may measure the memory of their GPUs.
         here = ranks.on_first(lambda: _of_first_rank(config, scorer_id, stack))
         policy, sampler, scorer = here or (Policy.load(config)[0], Elsewhere(), Elsewhere())
-        train(config, data, policy, sampler, scorer, ranks, began)
+        train(config, data, policy, sampler, scorer, ranks, began, inputs)
     if ranks.rank == 0 and config.merge and config.train == "lora":
         del here, policy, sampler
         print(f"merging the adapter into {config.output / 'merged'}", flush=True)
         merge_adapter(config.output / "adapter", config.output / "merged", config.model)
-    leave()
 
 
 def _of_first_rank(
@@ -86,7 +98,8 @@ def _of_first_rank(
             give_up_after_s=config.give_up_after_s,
         )
     )
-    client.info()  # a wrong URL or key should end the run before a model is loaded
+    # A wrong URL or key should end the run before a model is loaded.
+    require_arms(client.info(), config.samples_per_question)
     return *stack.enter_context(policy_and_sampler(config)), client
 
 
@@ -131,11 +144,13 @@ def train(
     scorer: Scorer,
     ranks: Ranks | None = None,
     began: float | None = None,
+    inputs: Mapping[str, str] | None = None,
 ) -> TrainState:
     """Train `policy` in place and leave the result in `config.output`.
 
     `sampler` must sample from `policy` itself, or be a `RemoteSampler`, which is given every new version.
     Both are used on rank 0 alone. `began` is when `max_minutes` began, by `time.monotonic`; now by default.
+    `inputs` are what `digest_inputs` says, for the checkpoints.
 
     Raises:
         UserError: see `run`.
@@ -149,8 +164,10 @@ def train(
     state = TrainState(step=0, kl_coef=config.kl_coef, scorer_id=scorer_id)
     if config.resume:
         state = load_checkpoint(latest_checkpoint(config.output), policy, optimizer, config)
+    state = replace(state, inputs=dict(inputs or {}))
     ranks.from_first(lambda: save_resolved(config, config.output))
     start = state.step if config.resume else None
+    ranks.from_first(lambda: require_window(sampler, config.model, data.train, config.max_new_tokens))
     ranks.from_first(lambda: require_texts_fit(policy.longest_text, data.train, sampler, config))
     with RunLog(config.output, config.steps, start, silent=ranks.rank > 0) as log:
         if not config.resume:
@@ -242,10 +259,17 @@ def _out_of_patience(state: TrainState, config: PPOConfig) -> bool:
     return bool(config.patience) and state.stale_evaluations >= config.patience
 
 
-def _scorer_of_run(config: PPOConfig) -> str | None:
+def _scorer_of_run(config: PPOConfig, inputs: Mapping[str, str]) -> str | None:
     """The scorer that a resumed run is bound to; refuses to start a new run over an old one."""
     if config.resume:
-        return read_state(latest_checkpoint(config.output), config).scorer_id
+        folder = latest_checkpoint(config.output)
+        state = read_state(folder, config)
+        if changed := differing(state.inputs, inputs):
+            raise CheckpointError(
+                f"{folder}: was made when {changed} held something else; restore that, or start a new run in "
+                "another output folder"
+            )
+        return state.scorer_id
     if config.output.resolve() == Path(config.model).resolve():
         raise ConfigError(f"{config.output}: holds the model that is trained; choose another --output")
     if any(config.output.glob("checkpoints/step_*")):

@@ -152,7 +152,10 @@ def update(
                     for group in optimizer.param_groups
                 ]
                 if not all(map(_is_finite, norms)):
-                    raise UserError("a gradient is not finite; lower learning_rate and go on with --resume")
+                    raise UserError(
+                        "a gradient is not finite; lower learning_rate or value_learning_rate and go on with "
+                        "--resume"
+                    )
                 grad_norms = [total + norm for total, norm in zip(grad_norms, norms, strict=True)]
                 optimizer.step()
                 steps += 1
