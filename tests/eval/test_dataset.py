@@ -66,7 +66,7 @@ def test_limit_takes_the_first_questions_and_leaves_the_digest_of_the_source(tmp
 @pytest.mark.parametrize(
     ("rows", "complaint"),
     [
-        ([], "holds no questions"),
+        ([], "holds no records"),
         ([{"question": "Q?"}], ":1: has no answer"),
         ([JANET, {"question": "Q?", "answer": "  "}], ":2: has no answer"),
         (
@@ -75,8 +75,11 @@ def test_limit_takes_the_first_questions_and_leaves_the_digest_of_the_source(tmp
         ),
         ([{"question": "Q?", "answer": "#### none"}], ":1: its answer states no number"),
         ([{"answer": "#### 3"}], ":1: has no question"),
-        (["{not json"], ":1: is not JSON"),
-        (["[1, 2]"], ":1: is not a JSON object"),
+        (["{not json"], ":1: line: Invalid JSON"),
+        (["[1, 2]"], "bad.jsonl: is a JSON array"),
+        ([JANET, "[1, 2]"], ":2: line: Input should be an object"),
+        (['{"question": "\\ud800", "answer": "3"}'], ":1: line: Invalid JSON"),
+        ([{**JANET, "id": "i" * 201}], ":1: id: String should have at most 200 characters"),
         ([{**JANET, "id": "a"}, {**JANET, "id": "a"}], "the id 'a' is used twice"),
     ],
 )
@@ -95,8 +98,17 @@ def test_missing_file_unknown_name_and_useless_limit_are_refused(tmp_path: Path)
         load_dataset(write(tmp_path / "q.jsonl", JANET), limit=0)
     latin = tmp_path / "latin.jsonl"
     latin.write_bytes('{"question": "Pr\xeames?", "answer": "3"}\n'.encode("latin-1"))
-    with pytest.raises(UserError, match="not UTF-8"):
+    with pytest.raises(UserError, match=r"latin\.jsonl:1: line: Invalid JSON"):
         load_dataset(str(latin))
+    with pytest.raises(UserError, match="is a folder; name a JSONL file"):
+        load_dataset(str(tmp_path))
+
+
+def test_a_file_from_windows_holds_the_same_questions(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    plain = load_dataset(write(path, JANET, JANET | {"question": "And then?"}))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_dataset(str(path)) == plain
 
 
 def test_hub_name_is_loaded_through_datasets_with_ids_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

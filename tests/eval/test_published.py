@@ -44,6 +44,13 @@ def test_lm_eval_samples_keep_their_texts_and_scores_and_get_ours(
     assert "scores that came with the answers" in printed
 
 
+def test_samples_saved_on_windows_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "samples.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + SAMPLES.read_bytes().replace(b"\n", b"\r\n"))
+    assert imported(file, tmp_path / "out") == 0
+    assert [row["gold_answer"] for row in records(tmp_path / "out")] == GOLDS
+
+
 def check_inspect(out: Path) -> None:
     rows = records(out)
     assert [row["finish_reason"] for row in rows] == ["stop", "stop", "stop", "length"]
@@ -128,7 +135,9 @@ def test_a_dataset_gives_ids_and_chooses_the_questions(tmp_path: Path) -> None:
         (b"\xff\xfe", "is neither lm-eval"),
         (b"PK\x03\x04broken", "is neither lm-eval"),
         (b'{"samples": [{"input": "Q?"}]}', "is neither lm-eval"),
+        (b"[" * 10_000, "is neither lm-eval"),
     ],
+    ids=range(7),
 )
 def test_other_files_are_refused_in_one_line_and_leave_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, complaint: str

@@ -20,11 +20,12 @@ from looper_schemas.records import (
     RecordError,
     RolloutRecord,
     Trajectory,
+    read_objects,
     read_records,
     to_line,
     write_records,
 )
-from looper_schemas.scoring import Scores
+from looper_schemas.scoring import Question, Scores
 
 PROBLEM = Problem(id="gsm8k/train/0", question="How many\nare there? “½”", answer="72", cot="48 + 24 = 72")
 ROLLOUT = RolloutRecord(
@@ -124,7 +125,7 @@ def test_the_first_bad_line_is_named_with_its_field_and_what_to_do(
 def test_a_missing_an_empty_and_a_blank_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"absent\.jsonl: no such file"):
         read_records(tmp_path / "absent.jsonl", Problem)
-    with pytest.raises(RecordError, match="no such file"):
+    with pytest.raises(RecordError, match="is a folder; name a JSONL file"):
         read_records(tmp_path, Problem)
     for text in ("", "\n\n  \n"):
         path = tmp_path / "empty.jsonl"
@@ -138,6 +139,42 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
     write_records(file, [PROBLEM])
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())  # as some editors write it
     assert read_records(file, Problem) == [PROBLEM]
+
+
+def test_a_problem_has_the_bounds_of_the_wire(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    longest = {"id": "i" * 200, "question": "q" * 400_000, "answer": "7" * 10_000}
+    path.write_text(_line(**longest), encoding="utf-8")
+    (problem,) = read_records(path, Problem)
+    Question(id=problem.id, question=problem.question, gold_answer=problem.answer, arms=())
+    for field, text in longest.items():
+        path.write_text(_line(**{field: text + text[0]}), encoding="utf-8")
+        with pytest.raises(RecordError, match=rf"train\.jsonl:1: {field}: .*at most {len(text)} characters"):
+            read_records(path, Problem)
+
+
+def test_gsm8ks_own_file_and_a_json_array_are_told_from_problems(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    for line in (
+        {"question": "q", "answer": "1 + 1 = 2\n#### 2"},
+        {"id": "a", "question": "q", "answer": "1 + 1 = 2\n#### 2"},
+    ):
+        path.write_text(json.dumps(line) + "\n", encoding="utf-8")
+        with pytest.raises(RecordError, match=r"train\.jsonl:1: GSM8K's own line.*prepare-data first$"):
+            read_records(path, Problem)
+    for text in (f"[{_line()}]", f"\n [\n{_line()}\n]\n"):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(RecordError, match=r"train\.jsonl: is a JSON array; write each object"):
+            read_records(path, Problem)
+
+
+def test_objects_come_with_their_line_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"b": [2]}\r\n[3]\r\n')
+    rows = read_objects(path)
+    assert [next(rows), next(rows)] == [(1, {"a": 1}), (3, {"b": [2]})]
+    with pytest.raises(RecordError, match=r"rows\.jsonl:4: line: Input should be an object"):
+        next(rows)
 
 
 def test_a_line_that_is_no_utf8_is_named(tmp_path: Path) -> None:

@@ -129,11 +129,11 @@ def test_an_unknown_configuration_key_is_named_with_its_neighbours(looper: RunLo
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "holds no problems"),
-        ("\n\n", "holds no problems"),
+        ("", "holds no records"),
+        ("\n\n", "holds no records"),
         ('{"question": "q", "answer": "x\\n#### 1"}\n{"question": "q2"}\n', "train.jsonl:2: has no answer"),
         ('{"question": "q", "answer": "x\\n#### 1"}\n', "too few"),
-        ('{"question": "q", "answer": "x\\n#### 1"}\n{"quest', "train.jsonl:2: is no JSON line"),
+        ('{"question": "q", "answer": "x\\n#### 1"}\n{"quest', "train.jsonl:2: line: Invalid JSON"),
     ],
 )
 def test_a_dataset_that_cannot_be_used_leaves_nothing(
@@ -160,6 +160,7 @@ def test_a_bad_file_leaves_earlier_data_as_they_were(
         (None, "no such file"),
         ("", "holds no records"),
         (json.dumps({"id": "p", "question": "q"}) + "\n", "answer: Field required"),
+        (json.dumps({"question": "q", "answer": "x\n#### 1"}) + "\n", "run looper prepare-data first"),
     ],
 )
 def test_sft_refuses_data_that_are_no_problems(

@@ -14,6 +14,7 @@ from pydantic import Field
 from looper_trainer.config import StageConfig, load_config, save_resolved, unknown_key
 from looper_trainer.data import PrepareDataConfig
 from looper_trainer.errors import ConfigError
+from looper_trainer.pipeline import plan
 from looper_trainer.ppo.config import PPOConfig
 from looper_trainer.rollouts import RolloutsConfig
 from looper_trainer.sft import SFTStageConfig
@@ -74,6 +75,13 @@ def test_a_wrong_file_is_one_line_that_names_the_place(tmp_path: Path, text: str
         load_config(SFTConfig, write(tmp_path / "c.toml", text), {})
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_from_windows_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_bytes(b'\xef\xbb\xbf[sft]\r\nmodel = "mine"\r\n')  # a byte order mark, CRLF
+    assert load_config(SFTConfig, file, {}).model == "mine"
+    assert [step.name for step in plan(file)] == ["sft"]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from looper_schemas.records import Problem, read_records
+from looper_schemas.records import Problem, RecordError, read_records
 from looper_trainer.data import PrepareDataConfig, parse_problem, run, split_problems
 from looper_trainer.errors import DataError
 
@@ -51,6 +51,10 @@ def test_a_record_of_our_own_keeps_its_id_and_solution() -> None:
     assert parse_problem(row, "other", "f:1") == Problem(
         id="demo/7", question="q", answer="4", cot="2 + 2 = 4"
     )
+
+
+def test_an_answer_that_is_a_number_is_taken_as_its_text() -> None:
+    assert parse_problem({"question": "q", "answer": 72, "cot": ""}, "i", "f:1").answer == "72"
 
 
 @pytest.mark.parametrize(
@@ -118,6 +122,39 @@ def test_prepare_data_writes_both_files_and_its_settings(gsm8k_file: Path, tmp_p
         "gsm8k_dev.jsonl",
         "gsm8k_train.jsonl",
     ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        ([{"question": "\ud800", "answer": "#### 1"}], r":1: line: Invalid JSON: .* hex escape"),
+        (['{"question": ' + "[" * 100_000], r":1: line: Invalid JSON: recursion limit"),
+        (['[{"question": "q", "answer": "#### 1"}]'], r": is a JSON array"),
+        ([{"id": "i" * 201, "question": "q", "answer": "#### 1"}], r":1: id: .* at most 200 characters"),
+        ([{"question": "q", "answer": "#### " + "1" * 10_001}], r":1: answer: .* at most 10000 characters"),
+        (
+            [{"id": "a", "question": letter, "answer": "#### 1"} for letter in "qr"],
+            r":2: the id 'a' is used twice",
+        ),
+    ],
+    ids=["lone surrogate", "deep", "array", "long id", "long answer", "repeated id"],
+)
+def test_a_line_that_no_stage_could_use_is_named(
+    lines: list[dict[str, str] | str], complaint: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines))
+    with pytest.raises((DataError, RecordError), match=rf"^\S*train\.jsonl{complaint}"):
+        run(PrepareDataConfig(input=file, output=tmp_path / "data"))
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_file_from_windows_gives_the_same_problems(gsm8k_file: Path, tmp_path: Path) -> None:
+    run(PrepareDataConfig(input=gsm8k_file, output=tmp_path / "plain"))
+    gsm8k_file.write_bytes(b"\xef\xbb\xbf" + gsm8k_file.read_bytes().replace(b"\n", b"\r\n"))
+    run(PrepareDataConfig(input=gsm8k_file, output=tmp_path / "windows"))
+    for name in ("gsm8k_train.jsonl", "gsm8k_dev.jsonl"):
+        assert (tmp_path / "windows" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 
 
 def test_preparing_twice_gives_the_same_bytes(gsm8k_file: Path, tmp_path: Path) -> None:

@@ -13,9 +13,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from looper_schemas.records import Record
+from pydantic import Field, ValidationError
+
+from looper_schemas.records import Record, RecordError, read_objects, what_is_wrong
+from looper_schemas.scoring import MAX_ID_CHARS, MAX_TEXT_CHARS
 from looper_trainer.errors import UserError
 
 HUB_CONFIGS = {"openai/gsm8k": "main", "madrylab/gsm8k-platinum": "main"}
@@ -27,8 +30,8 @@ _EQUATION = re.compile(r"=\s*[^\s=\d]{0,2}\s*\d[\d.,]*+(?!\s*[-+*/×÷])")
 class EvalQuestion(Record):
     """A question, its gold number, and its worked solution (without the final-answer line)."""
 
-    id: str
-    question: str
+    id: Annotated[str, Field(max_length=MAX_ID_CHARS)]
+    question: Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
     answer: str
     solution: str = ""
     cleaning_status: str | None = None
@@ -66,13 +69,15 @@ def load_dataset(source: str, limit: int | None = None) -> Dataset:
         rows, name = _read_jsonl(path), f"{path.stem}"
     elif path.suffix not in {".jsonl", ".json"} and _HUB_NAME.fullmatch(source):
         rows, name = _read_hub(source), f"{source.rpartition('/')[2]}/test"
+    elif path.is_dir():
+        raise UserError(f"{source}: is a folder; name a JSONL file in it")
     else:
         raise UserError(
             f"{source}: no such dataset file; give a JSONL file or a hub name such as openai/gsm8k"
         )
     questions = tuple(_question(row, f"{name}/{index}", where) for index, (where, row) in enumerate(rows))
     if not questions:
-        raise UserError(f"{source}: holds no questions; write one JSON line for each")
+        raise UserError(f"{source}: holds no questions; name another dataset")
     _refuse_repeated_ids(source, questions)
     return Dataset(source=source, digest=questions_digest(questions), questions=questions[:limit])
 
@@ -86,24 +91,10 @@ def questions_digest(questions: Iterable[EvalQuestion]) -> str:
 
 
 def _read_jsonl(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    rows: list[tuple[str, Mapping[str, Any]]] = []
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text; give a JSONL file of questions") from None
-    # Split at newlines only: str.splitlines would also cut at U+2028 inside a JSON string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except ValueError:
-            raise UserError(f"{where}: is not JSON; mend or remove this line") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: is not a JSON object; mend or remove this line")
-        rows.append((where, row))
-    return rows
+        return [(f"{path}:{number}", row) for number, row in read_objects(path)]
+    except RecordError as error:
+        raise UserError(str(error)) from None
 
 
 def _read_hub(name: str) -> list[tuple[str, Mapping[str, Any]]]:
@@ -140,13 +131,16 @@ def _question(row: Mapping[str, Any], fallback_id: str, where: str) -> EvalQuest
             f"{where}: its answer states no number; end it with '#### 72' or give the number alone"
         )
     status = row.get("cleaning_status")
-    return EvalQuestion(
-        id=str(row.get("id") or fallback_id),
-        question=question,
-        answer=gold,
-        solution=solution.strip(),
-        cleaning_status=None if status is None else str(status),
-    )
+    try:
+        return EvalQuestion(
+            id=str(row.get("id") or fallback_id),
+            question=question,
+            answer=gold,
+            solution=solution.strip(),
+            cleaning_status=None if status is None else str(status),
+        )
+    except ValidationError as error:
+        raise UserError(f"{where}: {what_is_wrong(error)}") from None
 
 
 def _refuse_repeated_ids(source: str, questions: Iterable[EvalQuestion]) -> None:

@@ -96,9 +96,17 @@ def _parse(file: Path, content: bytes) -> list[Sample]:
             whole = None
         if isinstance(whole, dict) and isinstance(whole.get("samples"), list):
             return list(_inspect(whole["samples"]))
-        lines = content.decode("utf-8").split("\n")
+        lines = content.decode("utf-8-sig").split("\n")
         return list(_lm_eval([json.loads(line) for line in lines if line.strip()]))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, zipfile.BadZipFile) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        RecursionError,
+        zipfile.BadZipFile,
+    ) as error:
         raise UserError(
             f"{file}: is neither lm-eval's samples JSONL nor an inspect log with samples ({error!r:.120})"
         ) from None

@@ -120,7 +120,7 @@ def load_settings_of(home: Path, overrides: Mapping[str, Any] | None = None) -> 
     file = home / "settings.toml"
     values: dict[str, Any] = {}
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         pass
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from looper_schemas.scoring import Scores
+from looper_schemas.scoring import MAX_ANSWER_CHARS, MAX_ID_CHARS, MAX_TEXT_CHARS, Scores
 
 
 class Record(BaseModel):
@@ -24,12 +24,22 @@ class Record(BaseModel):
 
 
 class Problem(Record):
-    """A question with its gold answer and worked solution (`cot`, without the final-answer line)."""
+    """A question with its gold answer and worked solution (`cot`, without the final-answer line).
 
-    id: Annotated[str, Field(min_length=1)]
-    question: Annotated[str, Field(min_length=1)]
-    answer: Annotated[str, Field(min_length=1)]
+    What goes over the wire has the wire's bounds.
+    """
+
+    id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+    question: Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS)]
+    answer: Annotated[str, Field(min_length=1, max_length=MAX_ANSWER_CHARS)]
     cot: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_prepared(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and "####" in str(fields.get("answer")):
+            raise ValueError("GSM8K's own line, with '####' in the answer; run looper prepare-data first")
+        return fields
 
 
 class Trajectory(Record):
@@ -77,6 +87,8 @@ class EvalRecord(Record):
 
 
 RecordT = TypeVar("RecordT", bound=Record)
+LineT = TypeVar("LineT")
+_OBJECT = TypeAdapter(dict[str, Any])
 
 
 class RecordError(ValueError):
@@ -89,28 +101,49 @@ def read_records(path: Path, kind: type[RecordT]) -> list[RecordT]:
     Raises:
         RecordError: the file is missing, empty, or a line is not a `kind`.
     """
+    return [record for _, record in _parse_lines(path, kind.model_validate_json)]
+
+
+def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number of the line from 1, JSON object) of the JSONL file at `path`, one after the other.
+
+    Raises:
+        RecordError: the file is missing, empty, or a line is no JSON object.
+    """
+    return _parse_lines(path, _OBJECT.validate_json)
+
+
+def _parse_lines(path: Path, parse: Callable[[bytes], LineT]) -> Iterator[tuple[int, LineT]]:
+    if path.is_dir():
+        raise RecordError(f"{path}: is a folder; name a JSONL file")
     if not path.is_file():
         raise RecordError(f"{path}: no such file")
-    records = list(_parse_lines(path, kind))
-    if not records:
-        raise RecordError(f"{path}: holds no records; write at least one JSON line")
-    return records
-
-
-def _parse_lines(path: Path, kind: type[RecordT]) -> Iterator[RecordT]:
+    empty = True
     with path.open("rb") as lines:  # bytes, so that a line that is no UTF-8 is named like any other bad line
         for number, line in enumerate(lines, start=1):
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if not line.strip():
                 continue
+            if empty and line.lstrip().startswith(b"["):
+                raise RecordError(f"{path}: is a JSON array; write each object of it on a line of its own")
+            empty = False
             try:
-                yield kind.model_validate_json(line)
+                yield number, parse(line)
             except ValidationError as error:
-                first = error.errors(include_url=False, include_input=False)[0]
-                where = ".".join(str(part) for part in first["loc"]) or "line"
-                message = f"{path}:{number}: {where}: {first['msg']}; mend or remove this line"
-                raise RecordError(message) from None
+                raise RecordError(f"{path}:{number}: {what_is_wrong(error)}") from None
+    if empty:
+        raise RecordError(f"{path}: holds no records; write at least one JSON line")
+
+
+def what_is_wrong(error: ValidationError) -> str:
+    """The first of a line's errors: its field, what is wrong, what to do."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "value_error":  # one of ours, which says what to do
+        return first["msg"].removeprefix("Value error, ")
+    where = ".".join(str(part) for part in first["loc"]) or "line"
+    message = first["msg"].replace(" at line 1 column ", " at column ")
+    return f"{where}: {message}; mend or remove this line"
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from looper_schemas.scoring import (
     CONTRACT_VERSION,
+    MAX_ANSWER_CHARS,
     MAX_ARMS,
     MAX_QUESTIONS,
     Disclosure,
@@ -34,7 +35,7 @@ class OpenQuestion(WireModel):
 
     id: Identifier
     question: Annotated[Text, Field(min_length=1)]
-    gold_answer: Annotated[str, Field(max_length=10_000)] | None = None
+    gold_answer: Annotated[str, Field(max_length=MAX_ANSWER_CHARS)] | None = None
 
 
 class RolloutRequest(WireModel):

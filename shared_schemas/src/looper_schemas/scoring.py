@@ -22,6 +22,7 @@ MAX_QUESTIONS = 4096
 MAX_ARMS = 256
 MAX_TEXT_CHARS = 400_000
 MAX_ID_CHARS = 200
+MAX_ANSWER_CHARS = 10_000
 
 
 class WireModel(BaseModel):
@@ -85,7 +86,7 @@ class Arm(WireModel):
 
     id: Identifier
     arm: Annotated[int, Field(ge=0, lt=MAX_ARMS)] | None = None
-    answer: Annotated[str, BeforeValidator(clean_text), Field(max_length=10_000)] | None = None
+    answer: Annotated[str, BeforeValidator(clean_text), Field(max_length=MAX_ANSWER_CHARS)] | None = None
     reasoning: Text | None = None
     full_text: Text | None = None
     tokens_out: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
@@ -103,7 +104,7 @@ class Question(WireModel):
 
     id: Identifier
     question: Text
-    gold_answer: Annotated[str, Field(max_length=10_000)] | None = None
+    gold_answer: Annotated[str, Field(max_length=MAX_ANSWER_CHARS)] | None = None
     arms: Annotated[tuple[Arm, ...], Field(max_length=MAX_ARMS, strict=False)]
 
     @model_validator(mode="after")

@@ -26,7 +26,8 @@ def test_without_the_variable_the_folder_is_in_the_home_of_the_user() -> None:
 
 
 def test_options_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
-    (tmp_path / "settings.toml").write_text("port = 9000\nmax_arms = 7\n[scorer]\ncopies_threshold = 0.5\n")
+    text = "\ufeffport = 9000\nmax_arms = 7\n[scorer]\ncopies_threshold = 0.5\n"  # with a byte order mark
+    (tmp_path / "settings.toml").write_text(text, encoding="utf-8")
     settings = load(tmp_path, port=9001, host=None)
     assert (settings.port, settings.max_arms, settings.host) == (9001, 7, "127.0.0.1")
     assert settings.scorer.copies_threshold == 0.5

@@ -85,14 +85,23 @@ def save_resolved(config: StageConfig, folder: Path, stem: str = "config") -> Pa
     return target
 
 
-def _read_table(kind: type[StageConfig], path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of the TOML file at `path`.
+
+    Raises:
+        ConfigError: unreadable file.
+    """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigError(f"{path}: cannot read the configuration: {reason}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _read_table(kind: type[StageConfig], path: Path) -> dict[str, Any]:
+    document = read_toml(path)
     for name, table in document.items():
         if name not in KNOWN_TABLES:
             raise ConfigError(f"{path}: {unknown_key(name, KNOWN_TABLES, 'table')}")

@@ -8,16 +8,15 @@ harness; this stage refuses it unless told otherwise.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from looper_schemas.answers import normalise_answer
-from looper_schemas.records import Problem, write_records
+from looper_schemas.records import Problem, read_objects, what_is_wrong, write_records
 from looper_trainer.config import StageConfig, save_resolved
 from looper_trainer.errors import DataError
 
@@ -49,15 +48,21 @@ def run(config: PrepareDataConfig) -> None:
     """Write `<output>/<name>_train.jsonl` and `<output>/<name>_dev.jsonl`.
 
     Raises:
-        DataError: the source is missing, empty, a test split, or holds a line that is no problem.
+        RecordError, DataError: the source is missing, empty, a test split, or holds a line that is no
+            problem or has an earlier one's id.
     """
     split, where, rows = _source(config)
     problems: list[Problem] = []
+    ids: set[str] = set()
     for number, row in rows:
         if config.limit is not None and len(problems) == config.limit:
             break
         at = f"{where}:{number + 1}"
-        problems.append(parse_problem(row, f"{config.name}/{split}/{number}", at, config.strip_annotations))
+        problem = parse_problem(row, f"{config.name}/{split}/{number}", at, config.strip_annotations)
+        if problem.id in ids:
+            raise DataError(f"{at}: the id {problem.id!r} is used twice; give each problem its own")
+        ids.add(problem.id)
+        problems.append(problem)
     if not problems:
         raise DataError(f"{where}: holds no problems; write at least two JSON lines")
     train, dev = split_problems(problems, config.dev_fraction, config.seed)
@@ -86,6 +91,8 @@ def parse_problem(row: object, problem_id: str, where: str, strip_annotations: b
     if not isinstance(row, dict):
         raise DataError(f"{where}: is no JSON object; mend or remove this line")
     question, answer = row.get("question"), row.get("answer")
+    if isinstance(answer, int | float):
+        answer = str(answer)
     if not isinstance(question, str) or not question.strip():
         raise DataError(f"{where}: has no question; mend or remove this line")
     if not isinstance(answer, str) or not answer.strip():
@@ -102,12 +109,15 @@ def parse_problem(row: object, problem_id: str, where: str, strip_annotations: b
     if strip_annotations:
         cot = _ANNOTATION.sub("", cot)
     given = row.get("id")
-    return Problem(
-        id=given if isinstance(given, str) and given else problem_id,
-        question=question.strip(),
-        answer=number,
-        cot=cot.strip(),
-    )
+    try:
+        return Problem(
+            id=given if isinstance(given, str) and given else problem_id,
+            question=question.strip(),
+            answer=number,
+            cot=cot.strip(),
+        )
+    except ValidationError as error:
+        raise DataError(f"{where}: {what_is_wrong(error)}") from None
 
 
 def split_problems(
@@ -159,18 +169,7 @@ def _source(config: PrepareDataConfig) -> tuple[str, str, Iterator[tuple[int, An
         raise DataError(f"{file}: no such file; name a JSONL file or a folder with train.jsonl")
     if _NAMES_TEST.search(file.stem) and not config.allow_test:
         raise DataError(f"{file}: a test file is for evaluation; use train data, or say --allow-test")
-    return file.stem, str(file), _from_file(file)
-
-
-def _from_file(file: Path) -> Iterator[tuple[int, Any]]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines):
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line.decode("utf-8-sig"))
-            except ValueError:
-                raise DataError(f"{file}:{number + 1}: is no JSON line; mend or remove it") from None
+    return file.stem, str(file), ((number - 1, row) for number, row in read_objects(file))
 
 
 def _from_hub(config: PrepareDataConfig) -> Iterator[Any]:

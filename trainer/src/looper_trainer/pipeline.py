@@ -13,15 +13,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from looper_trainer.config import StageConfig, load_config
+from looper_trainer.config import StageConfig, load_config, read_toml
 from looper_trainer.errors import ConfigError, UserError
 
 ORDER = ("prepare-data", "sft", "rollouts", "ppo")
@@ -112,7 +111,7 @@ def plan(file: Path, until: str = "ppo") -> Iterator[Step]:
     Raises:
         ConfigError: unreadable file, unknown table or setting, no stage in it.
     """
-    tables = _tables(file)
+    tables = read_toml(file)
     names = [name for name in ORDER[: ORDER.index(until) + 1] if name.replace("-", "_") in tables]
     if not names:
         wanted = ", ".join(f"[{name.replace('-', '_')}]" for name in ORDER)
@@ -124,16 +123,6 @@ def plan(file: Path, until: str = "ppo") -> Iterator[Step]:
             step = Step(step.name, step.config, step.result, "stale", "was made from an earlier result")
         fresh = fresh or step.standing != "done"
         yield step
-
-
-def _tables(file: Path) -> Mapping[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError(f"{file}: cannot read the configuration: {reason}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from None
 
 
 def _prepare_data(file: Path) -> Step:
