@@ -126,6 +126,10 @@ def test_a_key_without_the_scope_a_missing_address_or_one_sample_is_one_line(
     command = call(tiny_models, dataset_file, tmp_path / "out")
     assert main([*command[:-1], "1"]) == 2
     assert "--coherence is 1" in capsys.readouterr().err
+    most = service.limits.max_arms
+    assert main([*command[:-1], str(most + 1)]) == 2
+    assert f"the reward service takes at most {most} samples" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
     monkeypatch.setenv("LOOPER_REWARD_KEY", "rewards-only")
     assert main(command) == 2
     assert capsys.readouterr().err.count("\n") == 1

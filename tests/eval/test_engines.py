@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -119,16 +121,24 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_not(server: Server) -> No
     assert len(server.requests) == 4
 
 
+def test_an_outage_is_one_line_that_names_the_model(server: Server, tmp_path: Path) -> None:
+    server.failures = 3
+    questions = tmp_path / "q.jsonl"
+    questions.write_text('{"question": "What?", "answer": "#### 42"}\n')
+    call = ["run", "--model", f"m={server.url}", "--dataset", str(questions), "--out", str(tmp_path / "out")]
+    done = subprocess.run(  # a process of its own: pytest takes what libraries log
+        [sys.executable, "-m", "looper_eval.cli", *call], capture_output=True, text=True, check=True
+    )
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("model m: Server error '503 Service Unavailable' for url")
+    assert line.endswith("; trying again")
+
+
 @pytest.mark.parametrize("reply", [{"error": "x"}, {"choices": []}, [1], {"choices": [{"index": 0}]}])
 def test_a_reply_of_another_shape_is_refused_and_never_an_empty_answer(server: Server, reply: Any) -> None:
     server.reply = reply
     with pytest.raises(UserError, match="not an OpenAI completion"):
         ask(server, "looper", "What?")
-
-
-def test_endpoint_without_a_model_name_is_refused() -> None:
-    with pytest.raises(UserError, match="URL#MODEL"):
-        EndpointEngine(ModelSpec("m", "http://127.0.0.1:1/v1"), resolve_settings("looper"), concurrency=1)
 
 
 def test_answers_end_at_the_first_stop_string() -> None:

@@ -19,7 +19,18 @@ def test_models_keep_their_order_and_a_place_may_hold_an_equals_sign() -> None:
 
 
 @pytest.mark.parametrize(
-    "texts", [[], ["sft"], ["=x"], ["sft="], ["../x=y"], ["questions=y"], ["a=x", "a=y"], ["a b=x"]]
+    "texts",
+    [
+        [],
+        ["sft"],
+        ["=x"],
+        ["sft="],
+        ["../x=y"],
+        ["questions=y"],
+        ["a=x", "a=y"],
+        ["a b=x"],
+        ["a=http://h:1/v1"],
+    ],
 )
 def test_texts_that_name_no_model_are_refused(texts: list[str]) -> None:
     with pytest.raises(UserError, match=r"^[^\n]*$"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -156,6 +157,13 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing(
     (tmp_path / "folder").mkdir()
     hollow = tmp_path / "hollow"
     shutil.copytree(tiny_models[0], hollow, ignore=shutil.ignore_patterns("*.safetensors"))
+    cut = shutil.copytree(tiny_models[1], tmp_path / "cut")
+    weights = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(weights[:-1])
+    lacking = shutil.copytree(tiny_models[1], tmp_path / "lacking")
+    (lacking / "model.safetensors").rename(lacking / "model-1.safetensors")
+    shards = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (lacking / "model.safetensors.index.json").write_text(json.dumps(shards))
     good = ["--dataset", str(dataset_file), "--out", str(out), "--device", "cpu"]
     model = ["--model", f"a={tiny_models[0]}"]
     for call, complaint in (
@@ -163,11 +171,21 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing(
         (["run", "--model", "a=missing/model/folder", *good], "missing/model/folder is no folder"),
         (["run", "--model", f"a={tmp_path / 'folder'}", *good], "holds no config.json"),
         (["run", "--model", f"a={hollow}", *good], "holds no model weights"),
-        (["run", *model, "--dataset", str(empty), "--out", str(out)], "holds no questions"),
+        (["run", *model, "--dataset", str(empty), "--out", str(out)], "holds no records"),
         (["run", *model, "--dataset", str(broken), "--out", str(out)], "broken.jsonl:1: has no answer"),
         (["run", *model, *good, "--batch-size", "0"], "--batch-size is 0"),
         (["run", *model, *good, "--limit", "0"], "--limit is 0"),
         (["run", *model, *good, "--top-p", "2"], "--top-p"),
+        (["run", *model, *good, "--vllm", "max_model_len=512"], "add --engine vllm"),
+        (["run", *model, *good, "--shots", "4"], "--few-shot; give both"),
+        (["run", *model, *good, "--coherence-temperature", "1"], "--coherence; give both"),
+        (
+            ["run", *model, *good, "--coherence", "2", "--coherence-temperature", "-1"],
+            "--coherence-temperature is -1.0",
+        ),
+        (["run", *model, "--model", "b=http://127.0.0.1:1/v1", *good], "model b: write an endpoint as URL#"),
+        (["run", *model, "--model", f"b={cut}", *good], "model.safetensors is no whole file of weights"),
+        (["run", *model, "--model", f"b={lacking}", *good], "model-2.safetensors is no whole file of"),
         (
             ["run", *model, "--dataset", str(dataset_file), "--out", str(tmp_path)],
             "is not a folder of looper-eval",
@@ -182,6 +200,36 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing(
         assert error.count("\n") == 1
         assert complaint in error
         assert not out.exists(), call
+
+
+def test_what_the_file_system_refuses_is_one_line(
+    tiny_models: Models, dataset_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(arguments(tiny_models, dataset_file, tmp_path / "file" / "out")) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.endswith("Not a directory; choose another path\n")
+
+
+def test_a_full_disk_is_one_line_and_what_was_answered_stays(
+    tiny_models: Models,
+    dataset_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        assert main(arguments(tiny_models, dataset_file, out)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: No space left on device; make room")
+    assert error.count("\n") == 1
+    assert main(arguments(tiny_models, dataset_file, out)) == 0
 
 
 def test_a_model_that_could_not_be_loaded_binds_nothing_once_it_is_mended(

@@ -6,12 +6,13 @@ A failure that users can mend is one line and exit code 2.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from looper_eval.settings import PRESETS
-from looper_trainer.errors import UserError
+from looper_trainer.errors import UserError, refused_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,12 +21,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options.command(options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _fail(str(error))
+    except OSError as error:
+        message = refused_file(error)
+        if message is None:
+            raise
+        return _fail(message)
     except KeyboardInterrupt:
         print("error: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -43,6 +53,13 @@ def _run(options: argparse.Namespace) -> None:
         raise UserError(f"--samples is {options.samples}; ask for at least one answer")
     if options.coherence is not None and options.coherence < 2:
         raise UserError(f"--coherence is {options.coherence}; samples agree or not from two on")
+    temperature = options.coherence_temperature
+    if temperature is not None and options.coherence is None:
+        raise UserError("--coherence-temperature is of the samples of --coherence; give both")
+    if temperature is not None and not 0 < temperature < math.inf:
+        raise UserError(f"--coherence-temperature is {temperature}; samples are drawn above 0")
+    if options.shots is not None and not options.few_shot:
+        raise UserError("--shots counts the worked examples of --few-shot; give both")
     vllm = {}
     for text in options.vllm:
         key, equals, value = text.partition("=")
@@ -51,7 +68,7 @@ def _run(options: argparse.Namespace) -> None:
         vllm[key] = value
     shots = None
     if options.few_shot:
-        examples = load_dataset(options.few_shot, options.shots).questions
+        examples = load_dataset(options.few_shot, 8 if options.shots is None else options.shots).questions
         shots = tuple(
             Shot(question=one.question, solution=one.solution, answer=one.answer) for one in examples
         )
@@ -69,6 +86,8 @@ def _run(options: argparse.Namespace) -> None:
         engine=options.engine,
         stop=tuple(options.stop) if options.stop else None,
     )
+    if vllm and settings.engine == "transformers":
+        raise UserError("--vllm is of the engine vLLM; add --engine vllm (or vllm-in-process)")
     console = Console()
     run_options = RunOptions(
         models=parse_models(options.model),
@@ -78,7 +97,7 @@ def _run(options: argparse.Namespace) -> None:
         limit=options.limit,
         samples=options.samples,
         coherence=options.coherence,
-        coherence_temperature=options.coherence_temperature,
+        coherence_temperature=0.7 if temperature is None else temperature,
         engine=EngineOptions(device=options.device, batch_size=options.batch_size, vllm=vllm),
     )
     _print(run(run_options, console))
@@ -197,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
         help="also draw K samples a question and have the reward service of LOOPER_REWARD_URL score them",
     )  # fmt: skip
     run.add_argument(
-        "--coherence-temperature", type=float, default=0.7, metavar="T",
+        "--coherence-temperature", type=float, metavar="T",
         help="of those samples where the run is greedy (default: 0.7)",
     )  # fmt: skip
     run.add_argument("--limit", type=int, help="ask the first N questions only")
@@ -215,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--few-shot", metavar="FILE", help="JSONL of worked examples to put before each question"
     )
-    run.add_argument("--shots", type=int, default=8, help="how many of them (default: 8)")
+    run.add_argument("--shots", type=int, help="how many of them (default: 8)")
 
     compare = command("compare", "recompute summary.json from the records")
     compare.set_defaults(command=_compare)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Literal
@@ -24,15 +26,12 @@ class EndpointEngine:
     """Answers from an OpenAI-compatible server, one answer a request, up to `concurrency` at a time.
 
     The place is `URL#MODEL`, for example `http://127.0.0.1:8000/v1#ppo`. Transport errors, 408, 429 and 5xx
-    are tried again with jitter; an API key is read from the environment.
+    are tried again with jitter, which is said once until the server answers again; an API key is read from
+    the environment.
     """
 
     def __init__(self, spec: ModelSpec, settings: Settings, *, concurrency: int) -> None:
         url, _, model = spec.place.partition("#")
-        if not model:
-            raise UserError(
-                f"model {spec.name}: write an endpoint as URL#MODEL, e.g. http://127.0.0.1:8000/v1#my-model"
-            )
         self._spec, self._settings, self._model = spec, settings, model
         self._concurrency = concurrency
         self._limit_name = "max_tokens"
@@ -43,6 +42,8 @@ class EndpointEngine:
             base_url=url.rstrip("/") + "/", headers=headers, timeout=_TIMEOUT, limits=limits
         )
         self._threads = ThreadPoolExecutor(max_workers=concurrency)
+        self._away = False
+        logging.getLogger("stamina").addHandler(logging.NullHandler())  # it would name no endpoint
 
     def answers(self, batches: Sequence[Sequence[Ask]]) -> Iterator[Answered]:
         """See `Engine.answers`."""
@@ -104,7 +105,7 @@ class EndpointEngine:
 
     def _post(self, route: str, body: dict[str, Any]) -> Any:
         try:
-            for attempt in stamina.retry_context(on=_worth_retrying, attempts=_ATTEMPTS, timeout=None):
+            for attempt in stamina.retry_context(on=self._tries_again, attempts=_ATTEMPTS, timeout=None):
                 with attempt:
                     limit = {self._limit_name: self._settings.max_new_tokens}
                     response = self._client.post(route, json=body | limit)
@@ -114,6 +115,7 @@ class EndpointEngine:
                         limit = {self._limit_name: self._settings.max_new_tokens}
                         response = self._client.post(route, json=body | limit)
                     response.raise_for_status()
+                    self._away = False
                     return response.json()
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
@@ -123,6 +125,15 @@ class EndpointEngine:
         except (httpx.HTTPError, ValueError) as error:
             raise UserError(f"model {self._spec.name}: cannot reach {self._spec.place}: {error}") from None
         raise AssertionError("unreachable: retry_context ends by return or raise")
+
+    def _tries_again(self, error: Exception) -> bool:
+        if not _worth_retrying(error):
+            return False
+        if not self._away:
+            self._away = True
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            print(f"model {self._spec.name}: {reason}; trying again", file=sys.stderr, flush=True)
+        return True
 
 
 def _worth_retrying(error: Exception) -> bool:

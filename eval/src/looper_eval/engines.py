@@ -7,11 +7,13 @@ them hand over each answer as soon as they have it, so that an interruption lose
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from looper_eval.models import ModelSpec
+from looper_eval.models import ModelSpec, locate
 from looper_eval.settings import Settings
 from looper_trainer.errors import UserError
 
@@ -96,6 +98,41 @@ def open_engine(spec: ModelSpec, settings: Settings, options: EngineOptions) -> 
                 "with --vllm python=INTERPRETER"
             ) from None
         raise UserError(_LOCAL) from None
+
+
+def require_whole(spec: ModelSpec) -> None:
+    """Refuse a folder whose weights are cut short or not all there, without loading them.
+
+    Raises:
+        UserError: they are.
+    """
+    if spec.is_endpoint:
+        return
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        raise UserError(_LOCAL) from None
+    place = locate(spec)
+    for folder in (Path(place.base), *([place.adapter] if place.adapter else [])):
+        for file in sorted({*folder.glob("*.safetensors"), *_shards(folder)}):
+            try:
+                with safe_open(file, framework="np"):
+                    pass
+            except (OSError, SafetensorError) as error:
+                raise UserError(
+                    f"model {spec.name}: {file} is no whole file of weights ({error}); copy the folder again"
+                ) from None
+
+
+def _shards(folder: Path) -> set[Path]:
+    """The files that the folder's index of weights names; none where one file holds all."""
+    if (folder / "model.safetensors").exists():
+        return set()
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return {folder / name for name in index["weight_map"].values()}
+    except (OSError, ValueError, KeyError):
+        return set()
 
 
 def vllm_settings(options: EngineOptions, settings: Settings) -> VLLMSettings:

@@ -94,7 +94,8 @@ def parse_models(texts: list[str]) -> list[ModelSpec]:
     """Models from `NAME=PLACE` texts, in order.
 
     Raises:
-        UserError: no model, a text of another shape, or a name that repeats or cannot name a file.
+        UserError: no model, a text of another shape, a name that repeats or cannot name a file, or an
+            endpoint without its model.
     """
     if not texts:
         raise UserError("no model to evaluate; give at least one --model NAME=PATH")
@@ -109,7 +110,12 @@ def parse_models(texts: list[str]) -> list[ModelSpec]:
             )
         if any(spec.name == name for spec in specs):
             raise UserError(f"--model {name}: the name is used twice; give each model its own")
-        specs.append(ModelSpec(name, place))
+        spec = ModelSpec(name, place)
+        if spec.is_endpoint and not place.partition("#")[2]:
+            raise UserError(
+                f"model {name}: write an endpoint as URL#MODEL, e.g. http://127.0.0.1:8000/v1#my-model"
+            )
+        specs.append(spec)
     return specs
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from looper_eval.coherence import draw_samples, sampled_settings, score_samples
 from looper_eval.dataset import EvalQuestion, load_dataset
-from looper_eval.engines import EngineOptions, open_engine
+from looper_eval.engines import EngineOptions, open_engine, require_whole
 from looper_eval.generate import answer_all
 from looper_eval.manifest import CoherenceEntry, Manifest, ModelEntry, open_folder
 from looper_eval.models import ModelSpec, identify
@@ -51,11 +51,18 @@ def run(options: RunOptions, console: Console) -> Summary:
         raise UserError("--samples above 1 needs --temperature: greedy answers to one question are all equal")
     dataset = load_dataset(options.dataset, options.limit)
     entries = {spec.name: ModelEntry(place=spec.place, identity=identify(spec)) for spec in options.models}
+    for spec in options.models:
+        require_whole(spec)
     coherence = None
     if options.coherence:
         drawn = sampled_settings(settings, options.coherence_temperature)
         coherence = CoherenceEntry(samples=options.coherence, settings=drawn)
-        RewardClient.from_environment(run_id="looper-eval").close()  # a missing address or key shows now
+        with RewardClient.from_environment(run_id="looper-eval") as client:  # what it refuses shows now
+            most = client.info().limits.max_arms
+        if options.coherence > most:
+            raise UserError(
+                f"--coherence is {options.coherence}; the reward service takes at most {most} samples"
+            )
     manifest = open_folder(options.out, dataset, settings, entries, options.samples, coherence)
     with shown(console) as task:
         for spec in options.models:

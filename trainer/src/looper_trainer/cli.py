@@ -8,7 +8,6 @@ they are asked for: `looper --help` needs no training library.
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 import types
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from looper_trainer import __version__
 from looper_trainer.commands import COMMANDS, STAGES, TOOLS, Command, action_of, settings_of
 from looper_trainer.completion import CompletionConfig, Option, script
 from looper_trainer.config import StageConfig, load_config, unknown_key
-from looper_trainer.errors import ConfigError, UserError
+from looper_trainer.errors import ConfigError, UserError, refused_file
 
 _TRAINING_LIBRARIES = {"torch", "transformers", "trl", "peft", "accelerate", "datasets"}
 _WATCHING_LIBRARIES = {"tensorboard", "wandb"}
@@ -44,13 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(f"this stage needs {error.name}; run: pip install 'looper-trainer[train]'")
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return _fail(
-                f"{error.strerror}; make room or choose another disk, then run the same command again"
-            )
-        if error.filename is None:
+        message = refused_file(error)
+        if message is None:
             raise
-        return _fail(f"{error.filename}: {error.strerror}; choose another path")
+        return _fail(message)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -14,6 +14,8 @@ Everything else is a defect of Looper and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
+
 
 class UserError(Exception):
     """A failure whose message is one line that says what to do next."""
@@ -45,3 +47,10 @@ class RewardRejected(RewardError):
 
 class ScorerMismatch(RewardError):
     """The reward service runs another scorer than the one this run is pinned to."""
+
+
+def refused_file(error: OSError) -> str | None:
+    """What the file system refuses, and what to do; None where `error` is about no file."""
+    if error.errno == errno.ENOSPC:
+        return f"{error.strerror}; make room or choose another disk, then run the same command again"
+    return None if error.filename is None else f"{error.filename}: {error.strerror}; choose another path"
