@@ -37,6 +37,8 @@ def test_python_memory_and_disk_are_measured_against_what_a_run_needs(tmp_path: 
     assert memory(8 * 2**30).level == "ok"
     assert memory(None).level == "note"
     assert str(tmp_path) in disk(tmp_path / "not" / "yet").text
+    (tmp_path / "file").touch()
+    assert disk(tmp_path / "file" / "run").level == "problem"
 
 
 def test_a_good_service_is_named_with_its_scorer(
@@ -54,7 +56,11 @@ def test_a_good_service_is_named_with_its_scorer(
 
 @pytest.mark.parametrize(
     ("key", "running", "expected"),
-    [("wrong", True, "check LOOPER_REWARD_KEY"), ("k", False, "start it or check LOOPER_REWARD_URL")],
+    [
+        ("wrong", True, "check LOOPER_REWARD_KEY"),
+        ("less", True, "use a key that has it"),
+        ("k", False, "start it or check LOOPER_REWARD_URL"),
+    ],
 )
 def test_a_service_that_cannot_be_used_is_a_problem_with_its_fix(
     monkeypatch: pytest.MonkeyPatch,
@@ -63,7 +69,7 @@ def test_a_service_that_cannot_be_used_is_a_problem_with_its_fix(
     running: bool,
     expected: str,
 ) -> None:
-    server = FakeRewardServer(key="k")
+    server = FakeRewardServer(key="k", reward_key="less")
     server.start()
     if not running:
         server.stop()
@@ -74,3 +80,25 @@ def test_a_service_that_cannot_be_used_is_a_problem_with_its_fix(
     shown = capsys.readouterr()
     assert expected in shown.out
     assert shown.err.startswith("error: doctor: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fix"),
+    [
+        ("LOOPER_REWARD_URL", "127.0.0.1:8080", "https://HOST"),
+        ("LOOPER_REWARD_KEY", "", "LOOPER_REWARD_KEY_FILE"),
+        ("LOOPER_REWARD_KEY", "two words", "the key alone"),
+        ("LOOPER_REWARD_KEY_FILE", "absent.key", "readable"),
+        ("LOOPER_REWARD_CLIENT_KEY", "client.pem", "set both"),
+    ],
+)
+def test_a_fix_says_what_to_do_and_not_the_problem_again(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, fix: str
+) -> None:
+    monkeypatch.setenv("LOOPER_REWARD_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("LOOPER_REWARD_KEY", "" if name == "LOOPER_REWARD_KEY_FILE" else "k")
+    monkeypatch.setenv(name, value)
+    (finding,) = doctor.service()
+    assert fix in finding.fix
+    assert fix not in finding.text
+    assert finding.text not in finding.fix

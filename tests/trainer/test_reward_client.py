@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from looper_schemas import records
+from looper_schemas.problems import ProblemCode
 from looper_schemas.scoring import (
     Arm,
     Disclosure,
@@ -134,9 +135,29 @@ def test_a_retry_after_beyond_the_deadline_ends_at_once(server: FakeRewardServer
         client.info()
         server.faults.unavailable, server.faults.retry_after_s = 1, 3600
         began = time.monotonic()
-        with pytest.raises(RewardUnavailable, match="HTTP 503 overloaded"):
+        with pytest.raises(RewardUnavailable, match=r"answers HTTP 503 overloaded; see its log"):
             client.score(QUESTIONS, step=0, purpose=Purpose.TRAIN)
     assert time.monotonic() - began < 2.0
+
+
+@pytest.mark.parametrize(
+    ("retry_after_s", "said"),
+    [
+        (3600, r"limits the rate \(HTTP 429 rate_limited\) for another 3600 s; "),
+        (None, "limits the rate .*; "),
+    ],
+)
+def test_a_limited_rate_is_no_silence_and_says_how_long(
+    server: FakeRewardServer, monkeypatch: pytest.MonkeyPatch, retry_after_s: int | None, said: str
+) -> None:
+    monkeypatch.setattr(server, "disturbance", lambda: ProblemCode.RATE_LIMITED)
+    server.faults.retry_after_s = retry_after_s
+    with (
+        client_of(server, give_up_after_s=0.5) as client,
+        pytest.raises(RewardUnavailable, match=f"{said}.*a key with a higher rate") as caught,
+    ):
+        client.info()
+    assert "no answer" not in str(caught.value)
 
 
 def test_only_failed_questions_are_sent_again(
@@ -253,9 +274,9 @@ def test_a_key_that_may_not_see_components_is_never_downgraded() -> None:
     with FakeRewardServer(reward_key="less") as server:
         with (
             client_of(server, key="less") as client,
-            pytest.raises(RewardRejected, match=r"403 forbidden: .*disclosure"),
+            pytest.raises(RewardRejected, match=r"403 forbidden: .*score:components.*disclosure"),
         ):
-            client.score(QUESTIONS, step=0, purpose=Purpose.TRAIN)
+            client.info()  # what every stage asks before it loads a model
         with client_of(server, key="less", disclosure="reward") as client:
             result = client.score(QUESTIONS, step=0, purpose=Purpose.TRAIN)["q0"]
     assert rewards(result) == {"0": 1.0, "1": -0.5}
@@ -359,6 +380,32 @@ def test_unusable_addresses_are_refused(url: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint) as caught:
         RewardClient(url, "k", run_id="r")
     assert "user:secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "complaint"),
+    [
+        ("socks5://gateway:1080", "httpx\\[socks\\]"),
+        ("http://gateway:port", "no address"),
+        ("ftp://g", "no address"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, proxy: str, complaint: str
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(ConfigError, match=f"{complaint}.*; .*ALL_PROXY"):
+        RewardClient("https://rewards.example", "k", run_id="r")
+    RewardClient("http://127.0.0.1:8080", "k", run_id="r").close()  # no proxy stands between
+
+
+def test_a_proxy_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    with (
+        RewardClient("https://rewards.example", "k", run_id="r", give_up_after_s=0.1) as client,
+        pytest.raises(RewardUnavailable, match="HTTPS_PROXY"),
+    ):
+        client.info()
 
 
 def test_plain_http_within_the_machine_or_when_allowed_is_fine() -> None:

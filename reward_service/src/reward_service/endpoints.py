@@ -45,6 +45,11 @@ _JSON_TYPE = re.compile(r"application/json\s*(;\s*charset\s*=\s*\"?utf-8\"?\s*)?
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _MILLISECONDS = re.compile(r"[0-9]{1,9}")
 _NOT_READY_RETRY_S = 5.0
+# Scopes of which one is enough to be told as much.
+_ENOUGH_FOR = {
+    "reward": (Scope.SCORE_REWARD, Scope.ARMS_ROLLOUT),
+    "components": (Scope.SCORE_COMPONENTS,),
+}
 _NO_ROOM = {ProblemCode.OVERLOADED}  # how questions end that the scorer had no memory for
 
 
@@ -94,7 +99,16 @@ async def readyz(request: Request) -> Response:
 
 
 async def info(request: Request) -> Response:
-    """Contract range, scorer_id, limits, reward modes, ranges."""
+    """Contract range, scorer_id, limits, reward modes, ranges.
+
+    A client that names in `X-Disclosure` what it will ask for learns here whether its key may have it.
+    """
+    wanted = _header(_headers(request), b"x-disclosure")
+    if wanted is not None:
+        if wanted not in _ENOUGH_FOR:
+            raise ProblemError(ProblemCode.INVALID_REQUEST)
+        if not any(_principal(request).may(scope) for scope in _ENOUGH_FOR[wanted]):
+            raise ProblemError(ProblemCode.FORBIDDEN)
     return Response(_service(request).info, media_type=JSON)
 
 

@@ -27,6 +27,7 @@ _ANYWHERE = (
     ProblemCode.OVERLOADED,
 )
 _WITH_KEY = (*_ANYWHERE, ProblemCode.UNAUTHENTICATED)
+_INFO = (*_WITH_KEY, ProblemCode.INVALID_REQUEST, ProblemCode.FORBIDDEN)
 _WHEN_READY = (*_WITH_KEY, ProblemCode.NOT_READY)
 _SCORING = (
     *_WHEN_READY,
@@ -52,7 +53,12 @@ def document(settings: Settings) -> dict[str, Any]:
         "paths": {
             "/livez": {"get": {"security": [], "responses": _responses(_flag("live"), _ANYWHERE)}},
             "/readyz": {"get": {"responses": _responses(_flag("ready"), _WHEN_READY)}},
-            "/v1/info": {"get": {"responses": _responses(_ref("ServiceInfo"), _WITH_KEY)}},
+            "/v1/info": {
+                "get": {
+                    "parameters": [_header("X-Disclosure", _ref("Disclosure"))],
+                    "responses": _responses(_ref("ServiceInfo"), _INFO),
+                }
+            },
             "/v1/score": {"post": _post("Score")},
             **arms,
         },

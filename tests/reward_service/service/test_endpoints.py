@@ -561,3 +561,25 @@ async def test_info_states_contract_scorer_limits_and_ranges(open_service: Any) 
             set(info.ranges) == {mode.value for mode in info.reward_modes} == {"question", "arm", "arm_gated"}
         )
         assert all(name not in reply.text for name in ("s_end", "s_path", "s_cf", "s_wm"))
+
+
+@pytest.mark.parametrize(
+    ("scope", "disclosure", "status"),
+    [
+        (Scope.SCORE_COMPONENTS, "components", 200),
+        (Scope.SCORE_COMPONENTS, "reward", 200),
+        (Scope.SCORE_REWARD, "components", 403),
+        (Scope.SCORE_REWARD, "reward", 200),
+        (Scope.ARMS_ROLLOUT, "reward", 200),
+        (Scope.METRICS_READ, "reward", 403),
+        (Scope.METRICS_READ, None, 200),
+        (Scope.SCORE_COMPONENTS, "everything", 422),
+    ],
+)
+async def test_info_says_at_once_that_a_key_may_not_have_the_disclosure_it_will_want(
+    open_service: Any, scope: Scope, disclosure: str | None, status: int
+) -> None:
+    async with open_service() as live:
+        headers = {"authorization": f"Bearer {live.new_key(scope)}"}
+        headers |= {"x-disclosure": disclosure} if disclosure else {}
+        assert (await live.client.get("/v1/info", headers=headers)).status_code == status

@@ -120,7 +120,7 @@ def test_the_reward_client_presents_a_certificate_where_one_is_wanted(
 ) -> None:
     port = serve(tls_client_ca=pki / "ours.pem")
     monkeypatch.setenv("LOOPER_REWARD_URL", f"https://127.0.0.1:{port}")
-    monkeypatch.setenv("LOOPER_REWARD_KEY", auth.create_key(home, "mtls", [Scope.SCORE_REWARD]))
+    monkeypatch.setenv("LOOPER_REWARD_KEY", auth.create_key(home, "mtls", [Scope.SCORE_COMPONENTS]))
     monkeypatch.setenv("SSL_CERT_FILE", str(pki / "ours.pem"))
 
     def client() -> RewardClient:

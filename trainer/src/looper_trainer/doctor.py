@@ -170,6 +170,8 @@ def disk(folder: Path) -> Finding:
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     text = f"{free / 2**30:.0f} GiB free in {place}"
+    if not place.is_dir():
+        return Finding("problem", "disk", f"{place} is no folder", "choose another --output")
     if not os.access(place, os.W_OK):
         return Finding("problem", "disk", f"{place} is read-only for you", "choose another --output")
     if free < 2**30:
@@ -205,8 +207,8 @@ def service() -> Iterator[Finding]:
         ) as client:
             info = client.info()
     except (RewardError, UserError) as error:
-        text, _, fix = str(error).rpartition("; ")
-        yield Finding("problem", "reward service", text or str(error), fix)
+        text, _, fix = str(error).partition("; ")
+        yield Finding("problem", "reward service", text, fix)
         return
     limits = info.limits
     modes = ", ".join(mode.value for mode in info.reward_modes)

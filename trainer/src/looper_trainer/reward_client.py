@@ -200,7 +200,9 @@ class RewardClient:
             RewardUnavailable, RewardRejected, ScorerMismatch: see `looper_trainer.errors`.
         """
         if self._info is None:
-            info = self._http.exchange("GET", "/v1/info", ServiceInfo, lambda _: None, {}, None)
+            # A key that may not have what will be asked for is refused now, by a service that looks at this.
+            headers = {"X-Disclosure": self.disclosure.value}
+            info = self._http.exchange("GET", "/v1/info", ServiceInfo, lambda _: None, headers, None)
             self._pin(info.scorer_id)
             self._info = info
         return self._info
@@ -341,8 +343,15 @@ def _key_from_environment() -> str:
         return key
     file = os.environ.get("LOOPER_REWARD_KEY_FILE", "").strip()
     if not file:
-        raise ConfigError("no key: set LOOPER_REWARD_KEY, or LOOPER_REWARD_KEY_FILE to a file that holds it")
+        raise ConfigError(
+            "no key for the reward service; set LOOPER_REWARD_KEY, or LOOPER_REWARD_KEY_FILE to a file that "
+            "holds it"
+        )
     try:
         return Path(file).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"LOOPER_REWARD_KEY_FILE: cannot read {file}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "no text"
+        raise ConfigError(
+            f"LOOPER_REWARD_KEY_FILE: cannot read {file} ({why}); set it to the path of a readable file that "
+            "holds the key"
+        ) from None

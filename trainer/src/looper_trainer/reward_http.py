@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 import stamina
@@ -27,6 +28,7 @@ _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 15.0
 _BAD_REPLIES_BEFORE_GIVING_UP = 3
 _LONGEST_REPLY_BYTES = 512 * 2**20
+_PROXIES = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY"
 _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 MessageT = TypeVar("MessageT", bound=BaseModel)
@@ -61,9 +63,12 @@ class BadReply(Exception):
 class _TryAgain(Exception):
     """An attempt failed in a way that another attempt may mend."""
 
-    def __init__(self, reason: str, retry_after_s: float = 0.0, bad_reply: bool = False) -> None:
+    def __init__(
+        self, reason: str, retry_after_s: float = 0.0, bad_reply: bool = False, status: int | None = None
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.status = status  # of an error reply
         self.retry_after_s = retry_after_s
         self.bad_reply = bad_reply
 
@@ -103,7 +108,10 @@ class Exchanger:
     ) -> None:
         base = _checked_url(url, allow_http)
         if not key or not key.isascii() or not key.isprintable() or " " in key:
-            raise ConfigError("the reward service's key is empty or not plain text; set LOOPER_REWARD_KEY")
+            raise ConfigError(
+                "the service's key is empty or not plain text; set LOOPER_REWARD_KEY to the key alone, or "
+                "LOOPER_REWARD_KEY_FILE to a file that holds it alone"
+            )
         self.url = str(base)
         self.timeout_s = timeout_s
         self.give_up_after_s = give_up_after_s
@@ -111,11 +119,21 @@ class Exchanger:
         self.on_wait = on_wait
         self._answered = False
         self._closed = False
-        self._http = httpx.Client(
-            base_url=base,
-            headers={"Authorization": f"Bearer {key}"},
-            verify=_tls(ca_file, client_certificate, client_key),
-            trust_env=base.host not in _LOOPBACK_HOSTS,  # a proxy has no business with a local service
+        local = base.host in _LOOPBACK_HOSTS
+        verify = _tls(ca_file, client_certificate, client_key)
+        try:
+            self._http = httpx.Client(
+                base_url=base,
+                headers={"Authorization": f"Bearer {key}"},
+                verify=verify,
+                trust_env=not local,  # a proxy has no business with a local service
+            )
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            socks = isinstance(error, ImportError)
+            why = "SOCKS needs `pip install 'httpx[socks]'`" if socks else "one is no address of a proxy"
+            raise ConfigError(f"the environment's proxies cannot be used ({why}); mend {_PROXIES}") from None
+        self._proxied = (
+            not local and not proxy_bypass(base.host) and bool({base.scheme, "all"} & getproxies().keys())
         )
         # Waiting is announced through on_wait; stamina's own warnings would say it twice.
         logging.getLogger("stamina").addHandler(logging.NullHandler())
@@ -177,11 +195,27 @@ class Exchanger:
                     f"{self.url} replies outside the contract ({error.reason}); check LOOPER_REWARD_URL and "
                     "the service's version"
                 ) from error
-            raise RewardUnavailable(
-                f"no answer from the reward service at {self.url} within {limit_s():.0f} s ({error.reason}); "
-                "start it or check LOOPER_REWARD_URL, then run the same command again"
-            ) from error
+            raise RewardUnavailable(self._given_up(error, limit_s())) from error
         raise AssertionError("unreachable: stamina returns or raises")
+
+    def _given_up(self, error: _TryAgain, limit_s: float) -> str:
+        """What to say of the last attempt. A service that answers is not one that is away."""
+        if error.status == 429:
+            wait = f" for another {error.retry_after_s:.0f} s" if error.retry_after_s else ""
+            return (
+                f"the reward service at {self.url} limits the rate ({error.reason}){wait}; run the same "
+                "command again after that, or use a key with a higher rate"
+            )
+        if error.status is not None:
+            return (
+                f"the reward service at {self.url} answers {error.reason}; see its log, then run the same "
+                "command again"
+            )
+        through = f", or {_PROXIES} (a proxy is asked)" if self._proxied else ""
+        return (
+            f"no answer from the reward service at {self.url} within {limit_s:.0f} s ({error.reason}); "
+            f"start it or check LOOPER_REWARD_URL{through}, then run the same command again"
+        )
 
     def _attempt(
         self,
@@ -207,7 +241,8 @@ class Exchanger:
                         raise _TryAgain(f"the reply took more than {limit_s:.0f} s")
                     if len(content) > _LONGEST_REPLY_BYTES:
                         raise RewardRejected(
-                            f"{self.url}: the reply is longer than {_LONGEST_REPLY_BYTES} bytes"
+                            f"{self.url}: the reply is longer than {_LONGEST_REPLY_BYTES} bytes; check "
+                            "LOOPER_REWARD_URL"
                         )
         except httpx.RequestError as error:
             raise _TryAgain(_describe(error)) from error
@@ -241,10 +276,11 @@ class Exchanger:
         if status in (408, 429) or status >= 500 or (problem is not None and problem.retryable):
             # A problem body is the service's own voice; a bare 502 may come from whatever stands before it.
             self._answered = self._answered or problem is not None
-            return _TryAgain(what, retry_after_s=_retry_after_s(response))
+            return _TryAgain(what, retry_after_s=_retry_after_s(response), status=status)
         advice = {
             401: "it does not know the API key; check LOOPER_REWARD_KEY",
-            403: "the API key does not allow what is asked (see disclosure); use a key with that scope",
+            403: "the API key lacks a scope (components need score:components, --disclosure reward needs "
+            "score:reward, the service's own arms one of theirs); use a key that has it",
             404: "there is no reward service at this address; check LOOPER_REWARD_URL",
             413: "the request exceeds its limits; use smaller batches",
         }.get(status, "it refuses the request; check LOOPER_REWARD_URL and that its version fits this client")
@@ -259,7 +295,9 @@ def _tls(ca_file: str | None, certificate: str | None, key: str | None) -> ssl.S
     """Whom to trust and what to present; True: the usual authorities and nothing."""
     if certificate is None:
         if key is not None:
-            raise ConfigError("LOOPER_REWARD_CLIENT_KEY is set without LOOPER_REWARD_CLIENT_CERTIFICATE")
+            raise ConfigError(
+                "LOOPER_REWARD_CLIENT_KEY is set without LOOPER_REWARD_CLIENT_CERTIFICATE; set both"
+            )
         return True if ca_file is None else _trusting(ca_file)
     context = httpx.create_ssl_context() if ca_file is None else _trusting(ca_file)
     try:
@@ -308,7 +346,9 @@ def _checked_url(url: str, allow_http: bool) -> httpx.URL:
     except httpx.InvalidURL:
         parsed = httpx.URL("")
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ConfigError(f"LOOPER_REWARD_URL is no http(s) address: {url!r}")
+        raise ConfigError(
+            f"LOOPER_REWARD_URL is no http(s) address: {url!r}; give one such as https://HOST:PORT"
+        )
     if parsed.userinfo:
         raise ConfigError("LOOPER_REWARD_URL holds a user or password; put the key into LOOPER_REWARD_KEY")
     if parsed.scheme == "http" and parsed.host not in _LOOPBACK_HOSTS and not allow_http:

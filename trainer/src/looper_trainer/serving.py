@@ -207,7 +207,7 @@ class RewardServer:
             return reply
 
     def _refusal(self, request: ScoreRequest, allowed: Disclosure) -> ProblemCode | None:
-        if request.disclosure is Disclosure.COMPONENTS and allowed is Disclosure.REWARD:
+        if _beyond(request.disclosure, allowed):
             return ProblemCode.FORBIDDEN
         if request.scorer_id is not None and request.scorer_id != self.scorer_id:
             return ProblemCode.SCORER_MISMATCH
@@ -243,6 +243,10 @@ class RewardServer:
             correct_flags=tuple(found.correct) if components else None,
             arms=tuple(ArmReward(id=arm.id, reward=reward) for arm, reward in arms),
         )
+
+
+def _beyond(wanted: str | None, allowed: Disclosure) -> bool:
+    return wanted == Disclosure.COMPONENTS and allowed is Disclosure.REWARD
 
 
 class _Server(ThreadingHTTPServer):
@@ -285,9 +289,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/livez":
             self._send(200, b'{"status":"alive"}')
-        elif self._may_go_on() is not None:
+        elif (allowed := self._may_go_on()) is not None:
             if self.path == "/v1/info":
-                self._send(200, self.service.info().model_dump_json().encode())
+                if _beyond(self.headers.get("X-Disclosure"), allowed):
+                    self._problem(ProblemCode.FORBIDDEN)
+                else:
+                    self._send(200, self.service.info().model_dump_json().encode())
             elif self.path == "/v1/score":
                 self._problem(ProblemCode.METHOD_NOT_ALLOWED)
             else:
