@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -125,14 +125,26 @@ def load_settings_of(home: Path, overrides: Mapping[str, Any] | None = None) -> 
         pass
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise StartError(f"{file}: cannot be read ({error}); mend or remove it") from None
-    values.update({name: value for name, value in (overrides or {}).items() if value is not None})
+    options = {name: value for name, value in (overrides or {}).items() if value is not None}
     try:
-        return Settings(**{**values, "home": home})
+        return Settings(**{**values, **options, "home": home})
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise StartError(f"{file}: {name}: {first['msg']}; known settings: {', '.join(_known())}") from None
+        name = ".".join(map(str, first["loc"]))
+        if options.keys() & set(first["loc"][:1]):
+            raise StartError(f"--{name.replace('_', '-')}: {first['msg']}; give another value") from None
+        fix = "mend or remove it"
+        if first["type"] == "extra_forbidden":
+            fix = f"known settings: {', '.join(_known(first['loc'][:-1]))}"
+        raise StartError(f"{file}: {name}: {first['msg']}; {fix}") from None
 
 
-def _known() -> list[str]:
-    return sorted(set(Settings.model_fields) - {"home"})
+def _known(table: Iterable[int | str]) -> list[str]:
+    """The names of the settings in `table`, given as its path: () is the file itself."""
+    model: type[BaseModel] = Settings
+    for part in table:
+        kind = model.model_fields[str(part)].annotation
+        model = next(
+            one for one in (kind, *get_args(kind)) if isinstance(one, type) and issubclass(one, BaseModel)
+        )
+    return sorted(set(model.model_fields) - {"home"})

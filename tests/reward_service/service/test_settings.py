@@ -54,6 +54,36 @@ def test_a_bad_file_is_one_line_that_names_what_is_wrong(tmp_path: Path, text: s
         assert name in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "known", "other"),
+    [
+        ('[scorer]\njuge = "nli"', "judge_model", "max_body_bytes"),
+        ("[scorer.reward]\ncorect = 1", "coherence", "judge_model"),
+        ("[scorer.reward.length_penalty]\nper_tokens = 1", "free_tokens", "coherence"),
+    ],
+)
+def test_a_misspelt_name_brings_the_names_of_its_own_table(
+    tmp_path: Path, text: str, known: str, other: str
+) -> None:
+    (tmp_path / "settings.toml").write_text(text)
+    with pytest.raises(StartError, match=rf"known settings: .*\b{known}\b") as caught:
+        load(tmp_path)
+    assert other not in str(caught.value)
+
+
+def test_a_bad_value_brings_no_list_of_names(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text("port = 70000")
+    with pytest.raises(StartError, match=r"settings\.toml: port: .*65535") as caught:
+        load(tmp_path)
+    assert "known settings" not in str(caught.value)
+
+
+def test_a_bad_option_is_blamed_itself_and_not_the_file(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=r"^--metrics-port: .*65535") as caught:
+        load(tmp_path, metrics_port=99_999)
+    assert "settings.toml" not in str(caught.value)
+
+
 def test_settings_are_frozen(tmp_path: Path) -> None:
     with pytest.raises(ValidationError):
         load(tmp_path).port = 1  # type: ignore[misc]
