@@ -98,6 +98,7 @@ class Generator:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
+        self._url = url
         self._chat = chat
         self._timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s or CONNECT_S))
         self._attempts = attempts
@@ -171,18 +172,21 @@ class Generator:
                         if len(content) > MOST_REPLY_BYTES:
                             raise GeneratorFailed
         except httpx.HTTPError as error:
-            logger.warning("the generator did not answer", extra={"reason": type(error).__name__})
+            self._warn("the generator did not answer", reason=type(error).__name__)
             return None
         if status != 200:
-            logger.warning("the generator refused", extra={"status": status})
+            self._warn("the generator refused", status=status)
             if may_do_better(status):
                 return None
             raise GeneratorFailed
         try:
             return Completion.model_validate_json(bytes(content))
         except ValidationError:
-            logger.warning("the generator's reply cannot be read")
+            self._warn("the generator's reply cannot be read")
             return None
+
+    def _warn(self, event: str, **fields: object) -> None:
+        logger.warning(event, extra={"server": self._url, **fields})
 
 
 def connection(url: str, key: str | None, concurrency: int) -> dict[str, Any]:

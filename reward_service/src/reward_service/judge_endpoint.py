@@ -60,6 +60,7 @@ class JudgeEndpoint:
     ) -> None:
         self.identity = f"openai|{model}|{_SEED}|{_MOST_TOKENS}"
         self.concurrency = concurrency
+        self._url = url
         self._model = model
         self._attempts = attempts
         self._sleep = sleep
@@ -127,19 +128,22 @@ class JudgeEndpoint:
                         if len(content) > MOST_REPLY_BYTES:
                             raise JudgeError("the judge's reply is too long")
         except httpx.HTTPError as error:
-            logger.warning("the judge did not answer", extra={"reason": type(error).__name__})
+            self._warn("the judge did not answer", reason=type(error).__name__)
             return None
         if status != 200:
-            logger.warning("the judge refused", extra={"status": status})
+            self._warn("the judge refused", status=status)
             if may_do_better(status):
                 return None
             raise JudgeError("the judge refused")
         try:
             (choice,) = Completion.model_validate_json(bytes(content)).choices
         except ValidationError:
-            logger.warning("the judge's reply cannot be read")
+            self._warn("the judge's reply cannot be read")
             return None
         return "" if choice.message is None else choice.message.content or ""
+
+    def _warn(self, event: str, **fields: object) -> None:
+        logger.warning(event, extra={"server": self._url, **fields})
 
 
 def make_respondent(settings: Settings) -> JudgeEndpoint | None:

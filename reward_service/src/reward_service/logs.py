@@ -26,6 +26,7 @@ FIELDS = (
     "reply_id",
     "scorer_id",
     "reason",
+    "server",
 )
 _OURS = ("reward_service", "regime_w")
 

@@ -26,7 +26,7 @@ GOLDEN_FILE = "golden.json"
 TOLERANCE = 1e-6
 _DEADLINE_S = 120.0
 _SOON_S = 30.0
-_LATE = "not scored in time"
+_LATE = "the golden question was not scored in time"
 
 GOLDEN = Question(
     id="golden",
@@ -66,6 +66,7 @@ class Readiness:
         self._rounds = itertools.count()
         self._late = False
         self.ready = False
+        self.reason: str | None = None  # why it is not, in constant words
 
     async def keep_checking(self, every_s: float) -> None:
         """Check again every `every_s` seconds, sooner where the last one ran out of time, until cancelled."""
@@ -80,13 +81,13 @@ class Readiness:
         self._late = reason == _LATE
         if self._late and self.ready:
             # Callers keep the scorer busy: no sign of a wrong score.
-            logger.warning("the golden vector was not scored in time")
+            logger.warning(_LATE)
             return True
         if reason is not None:
-            logger.error("not ready: the golden vector does not match", extra={"reason": reason})
+            logger.error("not ready", extra={"reason": reason})
         elif not self.ready:
             logger.info("ready: the golden vector matches")
-        self.ready = reason is None
+        self.ready, self.reason = reason is None, reason
         self._checked(self.ready, self._deviation)
         return self.ready
 
@@ -99,7 +100,7 @@ class Readiness:
         if not isinstance(alone, ScoredQuestion) or not isinstance(neighbour, ScoredQuestion):
             failures = [r for r in (alone, neighbour, together) if isinstance(r, FailedQuestion)]
             late = all(failure.error.code is ProblemCode.SCORER_TIMEOUT for failure in failures)
-            return _LATE if late else "scoring failed"
+            return _LATE if late else "scoring the golden question failed"
         if alone != together:
             return "a question scores differently in company"
         if alone.scores is None or alone.scores.s_end is None or alone.correct_flags != GOLDEN_FLAGS:

