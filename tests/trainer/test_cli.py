@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -344,3 +345,23 @@ def test_what_the_file_system_refuses_is_one_line(
     monkeypatch.setattr("looper_trainer.cli._dispatch", refuse)
     assert main(["sft"]) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_a_command_whose_output_nobody_reads_ends_quietly() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "looper_trainer.cli", "doctor"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_status_goes_on_past_a_line_that_is_no_row_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ['{"step": 4, "reward_mean": 0.25}', '{"step": 5, "reward_mean": "high"}', '{"step": 5, "kl', "no"]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*rows, ""]), encoding="utf-8")
+    assert main(["status", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "step 5, running, reward +0.250" in shown
+    assert "2 lines of metrics.jsonl are no rows and were skipped" in shown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import os
 import re
 import sys
 import time
@@ -20,6 +21,7 @@ from reward_service.home import prepare_home, prepare_replica
 from reward_service.settings import Settings, load_settings, load_settings_of
 
 _DAY_S = 86_400.0
+_SIGPIPE = 141  # what a shell says of a program that this signal ended
 _SERVE_OPTIONS = ("host", "port", "metrics_port", "tls_certificate", "tls_key", "tls_client_ca")
 
 
@@ -32,9 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command: Callable[[argparse.Namespace], None] = options.command
     try:
         command(options)
+        sys.stdout.flush()
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # `... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is flushed at the exit
+        sys.exit(_SIGPIPE)
 
 
 def _parser() -> argparse.ArgumentParser:

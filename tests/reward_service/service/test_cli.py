@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -196,3 +199,19 @@ def test_a_key_that_is_not_active_cannot_be_rotated(folder: Path, capsys: pytest
             main(["keys", "rotate", name])
         assert words in capsys.readouterr().err
     assert len(auth.read_keys(folder).keys) == 1
+
+
+@pytest.mark.parametrize("arguments", [["audit", "show"], ["keys", "list"], ["audit", "verify"]])
+def test_a_command_whose_output_nobody_reads_ends_quietly(folder: Path, arguments: list[str]) -> None:
+    audited(folder)
+    auth.create_key(folder, "n", [Scope.SCORE_REWARD])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reward_service.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 128 + signal.SIGPIPE

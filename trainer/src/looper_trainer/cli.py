@@ -8,6 +8,7 @@ they are asked for: `looper --help` needs no training library.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import types
 from collections.abc import Sequence
@@ -29,10 +30,14 @@ _WATCHING_LIBRARIES = {"tensorboard", "wandb"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `looper`; 0 on success, 2 after a failure that the user can mend, 130 when interrupted."""
+    """Run `looper`; 0 on success, 2 after a failure that the user can mend, 130 when interrupted.
+
+    141 when nobody reads what it prints.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _dispatch(arguments)
+        sys.stdout.flush()
     except (UserError, RecordError) as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
@@ -42,6 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.name not in _TRAINING_LIBRARIES:
             raise
         return _fail(f"this stage needs {error.name}; run: pip install 'looper-trainer[train]'")
+    except BrokenPipeError:  # `... | head` has read enough
+        if arguments and arguments[0] in STAGES:
+            raise  # a stage has other pipes too, and should not end unseen
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is flushed at the exit
+        return 141  # what a shell says of a program that SIGPIPE ended
     except OSError as error:
         message = refused_file(error)
         if message is None:
