@@ -364,4 +364,4 @@ def test_status_goes_on_past_a_line_that_is_no_row_and_says_so(
     assert main(["status", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "step 5, running, reward +0.250" in shown
-    assert "2 lines of metrics.jsonl are no rows and were skipped" in shown
+    assert "warning: skipped 2 lines of metrics.jsonl" in shown

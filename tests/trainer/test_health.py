@@ -71,6 +71,11 @@ def test_silence_is_a_sign_only_while_steps_are_missing() -> None:
     assert names(healthy(), silent_s=200.0, expected=20) == []
 
 
+def test_a_text_where_a_number_belongs_counts_for_nothing() -> None:
+    odd = {"questions_failed": "many", "questions_scored": "few", "truncation_rate": "high", "entropy": "low"}
+    assert names([*healthy(), {"step": 21, **odd}]) == []
+
+
 def test_the_worst_comes_first() -> None:
     rows = [row | {"truncation_rate": 0.9, "correct_rate": 0.2} for row in healthy()]
     assert [alarm.level for alarm in alarms(rows)] == ["alarm", "warning"]

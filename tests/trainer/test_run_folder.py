@@ -42,6 +42,26 @@ def test_a_file_that_a_resume_has_cut_is_read_from_its_beginning(tmp_path: Path)
     assert (again.restarted, [row["step"] for row in again.rows]) == (True, [1])
 
 
+def test_lines_that_are_no_rows_are_skipped_and_counted(tmp_path: Path) -> None:
+    foreign = [
+        '{"step": 1, "rew{"step": 2, "reward_mean": 0.5}',  # killed within a line, and begun again
+        '{"step": 3, "reward_mean": [0.1, 0.2]}',
+        '{"step": 3, "seconds": {"sample": null}}',
+        '{"step": 3, "seconds": 4.5}',
+        '{"step": "three"}',
+        '{"step": true}',
+        '{"loss": 1.0}',
+        "[3]",
+        "\ufffd" + "[" * 100_000,
+        "[" * 100_000,
+    ]
+    text = "\n".join([*foreign[:5], '{"step": 7, "scorer_id": "s", "s_wm": null}', *foreign[5:], "", ""])
+    (tmp_path / "metrics.jsonl").write_text(text, encoding="utf-8")
+    chunk = read_metrics(tmp_path)
+    assert [row["step"] for row in chunk.rows] == [7]
+    assert chunk.skipped == len(foreign)
+
+
 def record(name: str, *rewards: float | None) -> RolloutRecord:
     trajectories = tuple(Trajectory(output="o", final_answer="1", reward=reward) for reward in rewards)
     return RolloutRecord(id=name, question="q", gold_answer="1", trajectories=trajectories, policy="p")

@@ -45,6 +45,17 @@ def test_tensorboard_reads_the_figures(run_folder: Path, capsys: pytest.CaptureF
     assert [(e.step, e.value) for e in events.Scalars("dev_accuracy")] == [(0, 0.25)]
 
 
+def test_a_line_that_is_no_row_is_skipped_and_said(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorboard")
+    with (run_folder / "metrics.jsonl").open("a", encoding="utf-8") as out:
+        out.write('{"step": 2, "seconds": {"sample": "long"}}\n')
+    assert main(["watch", str(run_folder), "--once"]) == 0
+    assert "watch: 3 rows to" in (shown := capsys.readouterr().out)
+    assert "watch: skipped 1 line of metrics.jsonl" in shown
+
+
 @pytest.mark.slow
 def test_wandb_writes_an_offline_run(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")

@@ -49,9 +49,13 @@ def alarms(rows: Sequence[Row], silent_s: float | None = None, expected: int | N
     return sorted(found, key=lambda alarm: alarm.level != "alarm")
 
 
+def _numbers(rows: Sequence[Row], key: str) -> list[float]:
+    return [row[key] for row in rows if isinstance(row.get(key), int | float)]
+
+
 def _ends(rows: Sequence[Row], key: str) -> tuple[float, float] | None:
     """Means of the first and of the last rows that have `key`; None while they overlap."""
-    values = [row[key] for row in rows if isinstance(row.get(key), int | float)]
+    values = _numbers(rows, key)
     if len(values) < 2 * WINDOW:
         return None
     return fmean(values[:WINDOW]), fmean(values[-WINDOW:])
@@ -82,14 +86,12 @@ def _collapse(steps: Sequence[Row]) -> list[Alarm]:
 def _trouble(steps: Sequence[Row]) -> list[Alarm]:
     found = []
     last = steps[-WINDOW:]
-    failed = sum(row.get("questions_failed") or 0 for row in last)
-    asked = failed + sum(row.get("questions_scored") or 0 for row in last)
+    failed = sum(_numbers(last, "questions_failed"))
+    asked = failed + sum(_numbers(last, "questions_scored"))
     if asked and failed / asked > FAILED_SHARE:
         text = f"{failed} of the last {asked} questions have no score: look at the reward service."
         found.append(Alarm("unscored", "alarm", text))
-    truncated = [
-        row["truncation_rate"] for row in last if isinstance(row.get("truncation_rate"), int | float)
-    ]
+    truncated = _numbers(last, "truncation_rate")
     if truncated and fmean(truncated) > TRUNCATED_SHARE:
         text = f"{fmean(truncated):.0%} of the completions are cut off: raise max_new_tokens."
         found.append(Alarm("truncated", "warning", text))
@@ -99,7 +101,7 @@ def _trouble(steps: Sequence[Row]) -> list[Alarm]:
 
 
 def _dev(rows: Sequence[Row]) -> list[Alarm]:
-    measured = [row["dev_accuracy"] for row in rows if isinstance(row.get("dev_accuracy"), int | float)]
+    measured = _numbers(rows, "dev_accuracy")
     if len(measured) < 2 or max(measured) - measured[-1] < DEV_LOSS:
         return []
     text = f"Dev accuracy is {measured[-1]:.1%}, after {max(measured):.1%} at its best."

@@ -22,11 +22,21 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows that were read, where the next read goes on (a byte offset), and whether the file began anew."""
+    """Rows that were read, where the next read goes on (a byte offset), and whether the file began anew.
+
+    `skipped` lines are no rows: another program's, or what a killed run left half-written.
+    """
 
     rows: list[Row]
     offset: int
     restarted: bool
+    skipped: int = 0
+
+    @property
+    def complaint(self) -> str:
+        """What to say of the skipped lines; empty where there are none."""
+        lines = "line" if self.skipped == 1 else "lines"
+        return f"skipped {self.skipped} {lines} of {METRICS}: not a run's" if self.skipped else ""
 
 
 def require_run(folder: Path) -> Path:
@@ -53,15 +63,24 @@ def read_metrics(folder: Path, offset: int = 0) -> Chunk:
     except OSError:
         return Chunk([], 0, offset > 0)
     whole = content[: content.rfind(b"\n") + 1]
-    rows: list[Row] = []
-    for line in whole.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return Chunk(rows, start + len(whole), restarted)
+    read = [_row(line) for line in whole.splitlines() if line.strip()]
+    rows = [row for row in read if row is not None]
+    return Chunk(rows, start + len(whole), restarted, len(read) - len(rows))
+
+
+def _row(line: bytes) -> Row | None:
+    """The row in `line`: a whole `step`, plain values, and numbers under `seconds`; None where it is none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None
+    seconds = row.get("seconds", {})
+    if not isinstance(seconds, dict) or not all(isinstance(one, int | float) for one in seconds.values()):
+        return None
+    plain = not any(isinstance(value, list | dict) for key, value in row.items() if key != "seconds")
+    return row if plain else None
 
 
 def last_write(folder: Path) -> float | None:

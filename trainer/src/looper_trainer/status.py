@@ -69,9 +69,11 @@ def _lines(file: Path) -> int:
 def _runs(config: StatusConfig) -> Iterator[str]:
     for metrics in _found(config, "metrics.jsonl"):
         folder = metrics.parent
-        rows = read_metrics(folder).rows
-        settings = read_settings(folder)
+        chunk = read_metrics(folder)
+        rows, settings = chunk.rows, read_settings(folder)
         yield f"run       {folder}: {describe(rows, settings, folder)}"
+        if chunk.skipped:
+            yield f"          warning: {chunk.complaint}"
         written = last_write(folder)
         steps = settings.get("steps")
         silent = None if written is None else time.time() - written
@@ -85,7 +87,7 @@ def describe(rows: list[Row], settings: dict[str, Any], folder: Path) -> str:
         return "has not logged a step yet"
     last: Row = {}
     for row in rows:
-        last |= {key: value for key, value in row.items() if value is not None}
+        last |= {key: value for key, value in row.items() if isinstance(value, int | float)}
     steps = settings.get("steps")
     parts = [f"step {rows[-1]['step']}" + (f" of {steps}" if isinstance(steps, int) else "")]
     written = last_write(folder)

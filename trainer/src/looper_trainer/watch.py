@@ -68,6 +68,8 @@ def run(config: WatchConfig) -> None:
         while True:
             chunk = read_metrics(folder, offset)
             offset = chunk.offset
+            if chunk.skipped:
+                print(f"watch: {chunk.complaint}", flush=True)
             for row in chunk.rows:
                 writer.write(row["step"], dict(figures(row)))
                 written += 1
