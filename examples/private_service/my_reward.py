@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import secrets
-import threading
+import sys
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -46,14 +46,15 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--key-file", type=Path, default=Path("trainer.key"))
     options = parser.parse_args()
-    if not options.key_file.exists():
-        options.key_file.touch(mode=0o600)
-        options.key_file.write_text(secrets.token_urlsafe(32), encoding="utf-8")
-    key = options.key_file.read_text(encoding="utf-8").strip()
+    try:
+        if not options.key_file.exists():
+            options.key_file.touch(mode=0o600)
+            options.key_file.write_text(secrets.token_urlsafe(32), encoding="utf-8")
+        key = options.key_file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        parser.error(f"{options.key_file}: {error.strerror}; choose another --key-file")
     ranges = dict.fromkeys(RewardMode, (WRONG, RIGHT + AGREEMENT))
-    with MyReward("my-reward-1", ranges, key=key, port=options.port) as server:
-        print(server.url, flush=True)
-        threading.Event().wait()
+    sys.exit(MyReward("my-reward-1", ranges, key=key, port=options.port).serve())
 
 
 if __name__ == "__main__":

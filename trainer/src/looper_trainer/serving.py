@@ -40,6 +40,7 @@ from looper_schemas.scoring import (
     Scores,
     ServiceInfo,
 )
+from looper_trainer.errors import ConfigError
 
 DEFAULT_LIMITS = Limits(max_questions=64, max_arms=16, max_text_chars=100_000, max_body_bytes=4 * 2**20)
 _REPLIES_KEPT = 1024
@@ -147,9 +148,21 @@ class RewardServer:
         self.stop()
 
     def start(self) -> None:
-        """Listen and answer in a thread; after `stop`, again at the same port."""
+        """Listen and answer in a thread; after `stop`, again at the same port.
+
+        Raises:
+            ConfigError: the key is empty, or the port is taken or none.
+        """
+        if not self.key:
+            raise ConfigError("the key is empty; give it one that nobody can guess")
         handler = type("Handler", (_Handler,), {"service": self})
-        self._http = _Server(("127.0.0.1", self._port), handler)
+        try:
+            self._http = _Server(("127.0.0.1", self._port), handler)
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", error)
+            raise ConfigError(
+                f"port {self._port}: {why}; choose another --port, or 0 for any free one"
+            ) from None
         self._port = self._http.server_address[1]
         threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -160,6 +173,18 @@ class RewardServer:
             self._http.server_close()
             self._http.hang_up()
             self._http = None
+
+    def serve(self) -> int:
+        """Serve until interrupted, as a command does: the address on standard output, then an exit code."""
+        try:
+            with self:
+                print(self.url, flush=True)
+                threading.Event().wait()
+        except KeyboardInterrupt:
+            return 0
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
 
     def info(self) -> ServiceInfo:
         """The body of `GET /v1/info`."""

@@ -185,15 +185,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the random rewards")
     parser.add_argument("--noise", type=float, default=0.0, help="random share of a right one's reward")
     arguments = parser.parse_args(argv)
-    with FakeRewardServer(
+    return FakeRewardServer(
         arguments.mode, key=arguments.key, seed=arguments.seed, noise=arguments.noise, port=arguments.port
-    ) as server:
-        print(server.url, flush=True)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            return 0
-    return 0
+    ).serve()
 
 
 if __name__ == "__main__":
