@@ -266,7 +266,10 @@ def test_a_reply_in_drops_is_bounded_too() -> None:
 
 
 def test_a_wrong_key_is_refused_at_once(server: FakeRewardServer) -> None:
-    with client_of(server, key="wrong") as client, pytest.raises(RewardRejected, match="LOOPER_REWARD_KEY"):
+    with (
+        client_of(server, key="wrong") as client,
+        pytest.raises(RewardRejected, match=r"expired.*LOOPER_REWARD_KEY"),
+    ):
         client.info()
 
 
@@ -508,7 +511,7 @@ def test_an_own_authority_is_trusted_on_loopback_where_the_environment_names_it(
     monkeypatch.delenv("SSL_CERT_FILE")
     with (
         RewardClient.from_environment(run_id="tls", first_contact_s=0.5, on_wait=lambda _: None) as client,
-        pytest.raises(RewardUnavailable, match="CERTIFICATE_VERIFY_FAILED"),
+        pytest.raises(RewardUnavailable, match=r"CERTIFICATE_VERIFY_FAILED.*; set SSL_CERT_FILE"),
     ):
         client.score(QUESTIONS, step=1, purpose=Purpose.TRAIN)
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.parent / "missing.pem"))

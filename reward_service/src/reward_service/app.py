@@ -188,6 +188,7 @@ def load_scorer(settings: Settings) -> Engine:
     from regime_w.scorer import Scorer
 
     endpoint = make_respondent(settings)
+    _require_gpu(settings.scorer.embedding_device)
     try:
         judge = None if endpoint is None else LlmJudge(endpoint, settings.scorer.judge_cache_entries)
         return Scorer(settings.scorer, judge=judge)
@@ -203,6 +204,17 @@ def load_scorer(settings: Settings) -> Engine:
             f"embedding model {settings.scorer.embedding_model!r}: cannot be read ({type(error).__name__}): "
             "its files are damaged, or not those of such a model; install it anew, or choose another"
         ) from None
+
+
+def _require_gpu(device: str) -> None:
+    """Raise StartError unless `device` is no GPU, or one that torch finds."""
+    if device.startswith("cuda"):
+        import torch
+
+        if int(device.partition(":")[2] or 0) >= (count := torch.cuda.device_count()):
+            raise StartError(
+                f'scorer.embedding_device = "{device}": torch finds {count} GPUs; choose another, or "auto"'
+            )
 
 
 class Guard:

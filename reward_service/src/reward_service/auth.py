@@ -21,7 +21,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from reward_service.errors import StartError
+from reward_service.errors import StartError, denied
 from reward_service.home import locked, read_pepper, subkey, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -159,6 +159,8 @@ def read_keys(home: Path) -> KeyFile:
         return KeyFile.model_validate_json(file.read_bytes())
     except FileNotFoundError:
         raise StartError(f"{file}: no keys yet; run `{CREATE_COMMAND}`") from None
+    except PermissionError as error:
+        raise denied(error) from None
     except (OSError, ValidationError):
         raise StartError(f"{file}: is not a key file; restore it from a backup") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import errno
 import json
 import os
 import re
@@ -12,11 +13,12 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
 from reward_service import auth
 from reward_service.audit import AUDIT_FILE, AuditBroken, read_records, verify
 from reward_service.auth import KeyRecord, Scope
-from reward_service.errors import StartError
+from reward_service.errors import StartError, denied
 from reward_service.home import prepare_home, prepare_replica
 from reward_service.settings import Settings, load_settings, load_settings_of
 
@@ -36,11 +38,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command(options)
         sys.stdout.flush()
     except StartError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(error)
     except BrokenPipeError:  # `... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is flushed at the exit
         sys.exit(_SIGPIPE)
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        _fail(denied(error))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail(f"{error.strerror}; make room on the disk, then run the same command again")
+
+
+def _fail(why: object) -> NoReturn:
+    print(f"error: {why}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _parser() -> argparse.ArgumentParser:

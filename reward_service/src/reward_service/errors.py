@@ -24,6 +24,11 @@ class StartError(Exception):
     """A command cannot do its work; the message is one line that says what to do."""
 
 
+def denied(error: PermissionError) -> StartError:
+    """What to say of a file that somebody else owns, which is no reason to restore or remove it."""
+    return StartError(f"{error.filename}: {error.strerror}; run this as the user whose file it is")
+
+
 class ProblemError(Exception):
     """A request ends with `code`. `retry_after_s` and `allow` become the headers of their names."""
 

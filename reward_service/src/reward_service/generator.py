@@ -219,8 +219,11 @@ def read_key(file: Path | None, setting: str) -> str | None:
         return None
     try:
         return file.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        raise StartError(f"{file}: cannot be read; set {setting}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "no text"
+        raise StartError(
+            f"{file}: cannot be read ({why}); set {setting} to a file that holds the key"
+        ) from None
 
 
 def arm_seed(spec: ArmSpec, question: str, seed: int) -> int:

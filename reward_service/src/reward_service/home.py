@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from reward_service.errors import StartError
+from reward_service.errors import StartError, denied
 
 PEPPER_BYTES = 32
 SHARED = ("pepper", "keys.json", "settings.toml")  # by the replicas of one service
@@ -72,6 +72,8 @@ def read_pepper(home: Path) -> bytes:
         raise StartError(
             f"{file}: missing; run `reward-service keys create` first, or restore it from a backup"
         ) from None
+    except PermissionError as error:
+        raise denied(error) from None
     except (OSError, ValueError):
         raise StartError(f"{file}: cannot be read; restore it from a backup") from None
     if len(pepper) != PEPPER_BYTES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import signal
 import socket
@@ -59,7 +60,7 @@ def serve(settings: Settings) -> None:
     """
     keys = KeyRing(settings.home)
     if not keys.any_active():
-        raise StartError(f"no active key: run `{CREATE_COMMAND}`")
+        raise StartError(f"no active key (`reward-service keys list`): run `{CREATE_COMMAND}`")
     listener = _bind(settings)
     metrics: MetricsListener | None = None
     try:
@@ -132,6 +133,9 @@ def _bind(settings: Settings) -> socket.socket:
 
 
 def _cannot_listen(where: str, error: OSError) -> StartError:
-    return StartError(
-        f"cannot listen on {where} ({error.strerror}); stop what uses it or choose another --port"
-    )
+    fix = "choose another --host"
+    if error.errno == errno.EADDRINUSE:
+        fix = "stop what uses it or choose another --port"
+    elif error.errno == errno.EACCES:
+        fix = "choose a --port above 1023"
+    return StartError(f"cannot listen on {where} ({error.strerror}); {fix}")

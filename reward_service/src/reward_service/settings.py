@@ -7,20 +7,29 @@ that folder, where it exists, holds the rest; options of a command override both
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from looper_schemas.scoring import MAX_ARMS, MAX_QUESTIONS, MAX_TEXT_CHARS, Limits
 from regime_w.settings import RegimeWSettings
-from reward_service.errors import StartError
+from reward_service.errors import StartError, denied
 
 HOME_VARIABLE = "REWARD_SERVICE_HOME"
 DEFAULT_HOME = "~/.reward-service"
 
+
+def _address(value: str) -> str:
+    if not re.fullmatch(r"https?://[^/@]+", value):
+        raise ValueError("give http://HOST:PORT or https://HOST, without a path such as /v1")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
 Seconds = Annotated[float, Field(gt=0.0, le=86_400.0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -71,7 +80,7 @@ class Settings(BaseModel):
     golden_every_s: Seconds = 300.0
 
     # The server that answers for the arms (POST /v1/arms/rollout): base address without /v1; None: no route.
-    generator_url: Annotated[str, Field(pattern=r"^https?://[^/@]+$")] | None = None
+    generator_url: Address | None = None
     generator_model: Annotated[str, Field(min_length=1, max_length=200)] = "policy"
     generator_chat: bool = True  # False: for a checkpoint without a chat template
     generator_key_file: Path | None = None
@@ -80,7 +89,7 @@ class Settings(BaseModel):
     generator_attempts: Annotated[int, Field(ge=1, le=10)] = 3
 
     # The server behind scorer.judge = "llm": base address without /v1. Its model is scorer.judge_model.
-    judge_url: Annotated[str, Field(pattern=r"^https?://[^/@]+$")] | None = None
+    judge_url: Address | None = None
     judge_key_file: Path | None = None
     judge_concurrency: Annotated[int, Field(ge=1, le=256)] = 32
     judge_timeout_s: Seconds = 30.0
@@ -123,8 +132,14 @@ def load_settings_of(home: Path, overrides: Mapping[str, Any] | None = None) -> 
         values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         pass
+    except NotADirectoryError:
+        raise StartError(f"{home}: is no folder; set {HOME_VARIABLE} to one") from None
+    except PermissionError as error:
+        raise denied(error) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise StartError(f"{file}: cannot be read ({error}); mend or remove it") from None
+    if "home" in values:
+        raise StartError(f"{file}: home: is set by {HOME_VARIABLE} alone; remove it here")
     options = {name: value for name, value in (overrides or {}).items() if value is not None}
     try:
         return Settings(**{**values, **options, "home": home})

@@ -75,10 +75,13 @@ class State:
                 with self._transaction() as connection:
                     self._used = {row.account: row.used for row in connection.execute(sa.select(usage))}
         except (SQLAlchemyError, OSError, StateUnavailable, ImportError) as error:
+            kind = str(error) if isinstance(error, StateUnavailable) else type(error).__name__
             hint = "restore it from a backup, or move it away: budgets then start anew"
             if url:
                 hint = "is it running, is the URL right, is its driver (psycopg) installed?"
-            raise StartError(f"{where}: cannot be opened ({type(error).__name__}); {hint}") from None
+            elif isinstance(error, OSError) or kind == "OperationalError":  # what SQLite says of a full disk
+                hint = "is there room on the disk, and may this user write there?"
+            raise StartError(f"{where}: cannot be opened ({kind}); {hint}") from None
 
     def find(self, key: StoreKey) -> Kept | None:
         """The reply kept under `key`.

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -215,3 +219,65 @@ def test_a_command_whose_output_nobody_reads_ends_quietly(folder: Path, argument
     process.stdout.close()
     assert process.communicate(timeout=60)[1] == ""
     assert process.returncode == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "file"),
+    [
+        (["serve"], "pepper"),
+        (["keys", "list"], "keys.json"),
+        (["keys", "revoke", "0" * 12], "keys.json"),
+        (["audit", "verify"], "pepper"),
+        (["audit", "show"], "audit.jsonl"),
+        (["serve"], "settings.toml"),
+    ],
+)
+def test_a_file_of_another_user_is_no_damaged_file(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    file: str,
+) -> None:
+    audited(folder)
+    auth.create_key(folder, "n", [Scope.SCORE_REWARD])
+    refused, plain = folder / file, io.open
+
+    def guarded(path: Any, *options: Any, **more: Any) -> Any:  # root may read everything
+        if path == refused:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return plain(path, *options, **more)
+
+    monkeypatch.setattr(io, "open", guarded)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said == f"error: {refused}: Permission denied; run this as the user whose file it is\n"
+
+
+def test_a_full_disk_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main(["init"])
+    capsys.readouterr()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SystemExit) as caught:
+        main(["keys", "create", "--name", "n", "--scopes", "score:reward"])
+    assert caught.value.code == 2
+    written = capsys.readouterr()
+    assert (written.out, written.err.count("\n")) == ("", 1)
+    assert "No space left on device" in written.err
+
+
+def test_a_home_that_is_no_folder_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder.parent.mkdir(parents=True)
+    folder.touch()
+    with pytest.raises(SystemExit):
+        main(["serve"])
+    assert capsys.readouterr().err == f"error: {folder}: is no folder; set REWARD_SERVICE_HOME to one\n"

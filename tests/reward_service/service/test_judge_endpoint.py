@@ -224,3 +224,9 @@ def test_the_judges_model_is_part_of_the_scorer_id(home: Path, server: TinyGener
     text = (home / "settings.toml").read_text().replace("judge-7b", "judge-70b")
     (home / "settings.toml").write_text(text)
     assert load_scorer(load_settings_of(home)).scorer_id != first
+
+
+def test_a_gpu_that_is_not_there_is_no_damaged_model(home: Path) -> None:
+    (home / "settings.toml").write_text('[scorer]\nembedding_device = "cuda:99"\n')
+    with pytest.raises(StartError, match=r'embedding_device = "cuda:99": .* GPU'):
+        load_scorer(load_settings_of(home))

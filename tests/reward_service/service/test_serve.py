@@ -100,6 +100,13 @@ def test_a_taken_port_is_refused_before_models_are_loaded(commands: Commands) ->
         assert f"127.0.0.1:{port}" in refusal(commands.run("serve", "--port", port))
 
 
+def test_a_host_that_is_not_here_is_no_taken_port(commands: Commands) -> None:
+    commands.new_key()
+    said = refusal(commands.run("serve", "--port", "0", "--host", "192.0.2.1"))  # RFC 5737: nobody's
+    assert "choose another --host" in said
+    assert "stop what uses it" not in said
+
+
 @pytest.mark.slow
 def test_without_a_model_it_refuses(commands: Commands) -> None:
     commands.new_key()

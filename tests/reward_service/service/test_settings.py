@@ -42,6 +42,9 @@ def test_options_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> 
         ('port = "8080x"', ["port"]),
         ("[scorer]\nweight = 1", ["scorer.weight"]),
         ("drain_s = nan", ["drain_s"]),
+        ('judge_url = "http://127.0.0.1:8001/v1"', ["judge_url", "without a path such as /v1"]),
+        ('generator_url = "127.0.0.1:8001"', ["generator_url", "http://HOST:PORT"]),
+        ('home = "elsewhere"', ["home", "REWARD_SERVICE_HOME"]),
         ("port =", ["settings.toml", "mend or remove"]),
     ],
 )

@@ -261,3 +261,23 @@ def test_a_locked_database_is_unavailable_and_then_works_again(home: Path) -> No
                 settle(state, claim("a", cost=1))
             assert state.used("acc") == 0
         assert settle(state, claim("a", cost=1)) == [Outcome(b"body", 1)]
+
+
+def test_a_database_without_room_is_not_to_be_moved_away(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(home).close()
+    (home / "state.sqlite").write_bytes(b"x" * 5000)
+    with pytest.raises(StartError, match="restore it from a backup"):
+        opened(home)
+    (home / "state.sqlite").unlink()
+    monkeypatch.setattr("reward_service.state._create_tables", full)
+    with pytest.raises(StartError, match="room on the disk") as caught:
+        opened(home)
+    assert "move it away" not in str(caught.value)
+
+
+def full(engine: sa.Engine) -> None:
+    """As an INSERT ends on a full disk."""
+    with engine.begin() as connection:
+        connection.execute(sa.text("PRAGMA max_page_count = 1"))
+        for n in range(9):
+            connection.execute(sa.text(f"CREATE TABLE t{n} (x)"))

@@ -211,10 +211,14 @@ class Exchanger:
                 f"the reward service at {self.url} answers {error.reason}; see its log, then run the same "
                 "command again"
             )
-        through = f", or {_PROXIES} (a proxy is asked)" if self._proxied else ""
+        fix = "start it or check LOOPER_REWARD_URL" + (
+            f", or {_PROXIES} (a proxy is asked)" if self._proxied else ""
+        )
+        if "CERTIFICATE_VERIFY_FAILED" in error.reason:
+            fix = "set SSL_CERT_FILE to the authority of its certificate"
         return (
             f"no answer from the reward service at {self.url} within {limit_s:.0f} s ({error.reason}); "
-            f"start it or check LOOPER_REWARD_URL{through}, then run the same command again"
+            f"{fix}, then run the same command again"
         )
 
     def _attempt(
@@ -278,7 +282,7 @@ class Exchanger:
             self._answered = self._answered or problem is not None
             return _TryAgain(what, retry_after_s=_retry_after_s(response), status=status)
         advice = {
-            401: "it does not know the API key; check LOOPER_REWARD_KEY",
+            401: "the API key is unknown, expired or revoked; check LOOPER_REWARD_KEY",
             403: "the API key lacks a scope (components need score:components, --disclosure reward needs "
             "score:reward, the service's own arms one of theirs); use a key that has it",
             404: "there is no reward service at this address; check LOOPER_REWARD_URL",
