@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     top = commands.add_parser("top", help="what the service does now (keys create --scopes metrics:read)")
     top.add_argument("--metrics-port", type=int, required=True, help="as given to serve")
     top.add_argument("--key-file", type=Path, required=True, help="file with a key that may read metrics")
-    top.add_argument("--every", type=float, default=2.0, metavar="S", help="seconds between looks")
+    top.add_argument("--every", type=_seconds, default=2.0, metavar="S", help="seconds between looks")
     top.add_argument("--once", action="store_true", help="one look, with totals")
     top.set_defaults(command=_top)
 
@@ -293,6 +293,16 @@ def _count(text: str) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
         raise argparse.ArgumentTypeError("give a whole number above 0")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds <= _DAY_S:
+        raise argparse.ArgumentTypeError("give a number of seconds above 0")
+    return seconds
 
 
 def _hours(text: str) -> float:

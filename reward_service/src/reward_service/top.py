@@ -131,9 +131,9 @@ def run(port: int, key_file: Path, every_s: float, once: bool) -> None:
         StartError: see `fetch`, or the key file cannot be read.
     """
     try:
-        key = key_file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        raise StartError(f"{key_file}: cannot read the key") from None
+        (key,) = key_file.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        raise StartError(f"{key_file}: cannot read the key; give a file with one key in it") from None
     before: Look | None = None
     while True:
         now = fetch(port, key)

@@ -119,6 +119,8 @@ def test_a_failure_is_one_line_and_exit_code_2(
         ["keys", "rotate", "abc", "--grace-hours", "-1"],
         ["audit", "verify", "--expect", "5"],
         ["audit", "show", "--last", "0"],
+        ["top", "--metrics-port", "1", "--key-file", "k", "--every", "-1"],
+        ["top", "--metrics-port", "1", "--key-file", "k", "--every", "nan"],
     ],
 )
 def test_wrong_use_is_exit_code_2_and_makes_nothing(folder: Path, arguments: list[str]) -> None:

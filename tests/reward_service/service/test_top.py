@@ -88,3 +88,14 @@ def test_what_is_wrong_is_one_line(listener, tmp_path: Path, capsys, key, expect
     assert shown.startswith("error: ")
     assert expected in shown
     assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["", "zwölf", "one\ntwo\n"])
+def test_a_file_without_one_key_in_it_is_named(listener, tmp_path, capsys, content):
+    (tmp_path / "k").write_text(content, encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(["top", "--metrics-port", port_of(listener), "--key-file", str(tmp_path / "k"), "--once"])
+    assert (
+        capsys.readouterr().err
+        == f"error: {tmp_path / 'k'}: cannot read the key; give a file with one key in it\n"
+    )
