@@ -30,6 +30,7 @@ from looper_schemas.scoring import (
 )
 from looper_trainer.errors import ConfigError, RewardRejected, RewardUnavailable, ScorerMismatch
 from looper_trainer.reward_client import RewardClient, Waiting, as_question
+from looper_trainer.reward_http import Announcer
 from looper_trainer.sampling.base import Completion
 from looper_trainer.testing import FakeRewardServer
 
@@ -107,6 +108,28 @@ def test_faults_are_waited_out_and_change_no_reward(server: FakeRewardServer, fa
         disturbed = client.score(QUESTIONS, step=0, purpose=Purpose.TRAIN)
     assert disturbed == undisturbed
     assert [wait.attempt for wait in waits] == [1, 2]
+
+
+def test_many_waits_are_announced_once_for_each_reason_and_again_later(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = 0.0
+    announce = Announcer(every_s=30.0, clock=lambda: now)
+
+    def said(reason: str) -> str:
+        announce(Waiting(reason, attempt=1, next_try_s=2.0, waited_s=now, gives_up_after_s=1800.0))
+        return capsys.readouterr().err
+
+    assert said("connection refused") == (
+        "waiting for the reward service: connection refused; attempt 1 failed, next in 2.0 s, "
+        "0 of 1800 s waited\n"
+    )
+    assert said("connection refused") == ""
+    assert "HTTP 503" in said("HTTP 503")
+    now = 29.0
+    assert said("connection refused") == ""
+    now = 30.0
+    assert "30 of 1800 s" in said("connection refused")
 
 
 def test_a_lost_reply_is_asked_for_again_under_the_same_key(server: FakeRewardServer) -> None:

@@ -88,7 +88,7 @@ class RewardClient:
         timeout_s: longest wait for one reply.
         give_up_after_s: total deadline of one request, all its retries included.
         first_contact_s: the deadline instead, until the service has answered once (a wrong URL ends soon).
-        on_wait: called before each wait; `announce` prints it.
+        on_wait: called before each wait; `announce` says it now and then.
         allow_http: permit plain http to a host that is not loopback.
         ca_file: PEM file of the authorities to trust instead of the usual ones.
         client_certificate: PEM file of the certificate chain to present to a service that wants one (mTLS).

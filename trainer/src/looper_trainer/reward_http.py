@@ -10,6 +10,7 @@ import logging
 import random
 import ssl
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,9 +52,30 @@ class Waiting:
         )
 
 
-def announce(waiting: Waiting) -> None:
-    """Say on standard error that the client waits."""
-    print(waiting, file=sys.stderr, flush=True)
+class Announcer:
+    """Says on standard error that clients wait: for a reason at once, then every `every_s` seconds.
+
+    Many requests wait for one service, each for many attempts; that is one piece of news.
+    """
+
+    def __init__(self, every_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every_s = every_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._said_at: dict[str, float] = {}
+
+    def __call__(self, waiting: Waiting) -> None:
+        """Say it, unless it was said just now."""
+        now = self._clock()
+        with self._lock:
+            self._said_at = {why: at for why, at in self._said_at.items() if now - at < self._every_s}
+            if waiting.reason in self._said_at:
+                return
+            self._said_at[waiting.reason] = now
+        print(waiting, file=sys.stderr, flush=True)
+
+
+announce = Announcer()
 
 
 class BadReply(Exception):
