@@ -16,13 +16,13 @@ _TOKEN = re.compile(
               | (?<![0-9])\.[0-9]+ (?:[eE][+-]?[0-9]+(?![\w]))? )
   | (?P<currency> [$€£¥₹¢]|(?:US|CA|AU|HK|Rs|RM|USD|EUR|GBP|INR)(?=\s?[$0-9]) )
   | (?P<percent> [%°] )
-  | (?P<symbol> [π√∞∅±] )
+  | (?P<symbol> [π√∛∞∅±] )
   | (?P<word> [^\W\d_]+ (?:['’-][^\W\d_]+)* [0-9]* )
   | (?P<equals> [=≈→] )
   | (?P<operator> [-+×/÷^] )
   | (?P<open> [(\[] ) | (?P<close> [)\]] )
   | (?P<separator> [,;|&] )
-  | (?P<stop> [.!?]+(?=\s|$) | \n )
+  | (?P<stop> (?!!\ ?=)[.!?]+(?=\s|$) | \n )
   | (?P<other> \S )
     """,
     re.VERBOSE,
@@ -30,7 +30,7 @@ _TOKEN = re.compile(
 _MAGNITUDES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _PRICE_SUFFIXES = {"k": 3, "K": 3, "M": 6, "B": 9}
 _MOST_WORDS = 16
-_PARTS = {
+PARTS = {
     "half": 2,
     "halves": 2,
     "third": 3,
@@ -40,7 +40,7 @@ _PARTS = {
     "fourth": 4,
     "fourths": 4,
 }
-_PARTS |= {
+PARTS |= {
     "fifth": 5,
     "fifths": 5,
     "sixth": 6,
@@ -70,7 +70,10 @@ class _Token(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A token, or several joined into a `quantity` (value set) or an `unreadable` number such as 3:30."""
+    """A token, or several joined into a `quantity` (value set) or an `unreadable` number such as 3:30.
+
+    The text of a quantity is "%" for a percentage, else empty.
+    """
 
     kind: str
     text: str = ""
@@ -126,8 +129,16 @@ def _starts_signed(tokens: list[_Token], position: int, items: list[Item]) -> bo
         return True
     if items and items[-1].kind in ("quantity", "unreadable", "close", "symbol"):
         return False  # a subtraction
+    unknown = items and items[-1].kind == "word" and len(items[-1].text) == 1
+    if unknown and _spaced(tokens, position) == _spaced(tokens, position + 1):
+        return False  # x + 5, x-5
     glued = all(tokens[at].end == tokens[at + 1].start for at in range(position, ahead))
     return glued or not any(item.kind == "quantity" for item in items) or items[-1].kind in ("equals", "open")
+
+
+def _spaced(tokens: list[_Token], position: int) -> bool:
+    """Whether a blank stands before the token at `position`."""
+    return tokens[position - 1].end < tokens[position].start
 
 
 def _quantity(tokens: list[_Token], position: int) -> tuple[Item, int]:
@@ -169,7 +180,8 @@ def _quantity(tokens: list[_Token], position: int) -> tuple[Item, int]:
         priced = True
     if value is None:
         return Item("unreadable"), position
-    return Item("quantity", value=-value if negative else value, priced=priced), position
+    unit = "%" if position < len(tokens) and tokens[position].text == "%" else ""
+    return Item("quantity", unit, -value if negative else value, priced), position
 
 
 def _zeros(tokens: list[_Token], position: int, priced: bool) -> int:
@@ -239,8 +251,8 @@ def _words_value(items: list[Item], position: int) -> tuple[Fraction | None, int
     value, rest = total + group, words[at : at + 3]
     if seen and rest == ["and", "a", "half"]:
         value, at = value + Fraction(1, 2), at + 3
-    elif seen and rest and rest[0] in _PARTS:
-        value, at = value / _PARTS[rest[0]], at + 1
+    elif seen and rest and rest[0] in PARTS:
+        value, at = value / PARTS[rest[0]], at + 1
     elif not seen and rest[:1] in (["half"], ["a"]) and "half" in rest[:2]:
         value, at, seen = Fraction(1, 2), at + 1 + (rest[0] == "a"), True
     return (-value if negative else value) if seen else None, position + at

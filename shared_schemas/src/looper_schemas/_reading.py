@@ -1,20 +1,21 @@
 """Reads the number that a short piece of model output states: `**$57{,}500**`, `3\\frac12 hours`, `x = 7`.
 
 `tidy` removes the typesetting, `parse` makes quantities of what is left, and `read` chooses among them. A
-text that names rival quantities (`5 or 6`, `1 hour 30 minutes`), a sum left undone or an irrational symbol
-states no single number.
+text that names rival quantities (`5 or 6`, `1 hour 30 minutes`), work left undone (`48 + 24`, `half of 10`)
+or an irrational symbol states no single number.
 """
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
 
-from looper_schemas._quantities import Item, parse
+from looper_schemas._quantities import PARTS, Item, parse
 from looper_schemas._tidy import tidy
 
-_CONNECTORS = {"and", "or", "to", "by", "plus", "x", "versus", "vs"}
+_CONNECTORS = {"and", "or", "to", "by", "plus", "x", "times", "versus", "vs"}
 _PREPOSITIONS = {
     "per", "of", "in", "for", "every", "each", "from", "at", "after", "before", "over", "on", "with",
     "within", "than", "out", "as", "times", "more", "less", "during", "if",
@@ -31,6 +32,11 @@ _ARTICLES = {
 _VERBS = {"is", "are", "was", "were", "be", "equals"}
 _HAVING = {"has", "have", "gets", "get", "is", "are", "needs"}
 _NUMBERS = {"quantity", "unreadable"}
+_OPERATION = re.compile(
+    rf"""\b(?: sqrt | twice | double | triple | (?:twice|half)\ as\ [a-z]+\ as
+             | (?:root|{"|".join(PARTS)})\ of ) (?:\ (?:{"|".join(_ARTICLES)}))?$""",
+    re.VERBOSE,
+)
 
 
 class Reading(NamedTuple):
@@ -74,17 +80,23 @@ def _first_sentence_with_number(items: list[Item]) -> tuple[list[Item], bool]:
 
 
 def _without_asides(sentence: list[Item]) -> list[Item]:
-    """`sentence` without parentheses and explanations that follow a number, and without dangling brackets."""
+    """`sentence` without parentheses and explanations that follow a number, and without dangling brackets.
+
+    A parenthesis after an arithmetic sign is work: `2 * (3 + 4)`.
+    """
     kept: list[Item] = []
-    depth, seen = 0, False
+    depth, aside, seen = 0, 0, False  # `aside`: the depth of the parenthesis that is left out
     for at, item in enumerate(sentence):
         if item.kind == "open":
             depth += 1
+            if seen and not aside and kept[-1].kind != "operator":
+                aside = depth
             continue
         if item.kind == "close":
             depth = max(depth - 1, 0)
+            aside = aside if depth >= aside else 0
             continue
-        if depth and seen:
+        if aside:
             continue
         if seen and item.kind == "word" and item.text in _EXPLAINERS and kept[-1].kind != "equals":
             rest = sentence[at + 1 :]
@@ -158,22 +170,27 @@ def _choose(side: list[Item]) -> Fraction | None:
     contested = any(
         chosen in (first, second)
         and side[first].value != side[second].value
-        and _are_rivals(side[first + 1 : second])
+        and (_are_rivals(between := side[first + 1 : second]) or _is_share_of(side[first], between))
         for first, second in pairwise(numbers)
     )
-    return None if contested else value
+    return None if contested or _is_operand(side, chosen) else value
 
 
 def _is_expression(side: list[Item]) -> bool:
-    """Whether an arithmetic sign stands between two numbers, so that `side` is work rather than a result."""
-    pending = seen = False
-    for item in side:
-        if item.kind in _NUMBERS:
-            if pending:
-                return True
-            seen = True
-        pending = item.kind == "operator" and seen
-    return False
+    """Whether an arithmetic sign stands before a number, so that `side` is work rather than a result."""
+    return any(first.kind == "operator" and second.kind in _NUMBERS for first, second in pairwise(side))
+
+
+def _is_operand(side: list[Item], at: int) -> bool:
+    """Whether words before the number at `at` compute with it: `half of 10`, `twice 5`."""
+    return _OPERATION.search(" ".join(item.text for item in side[max(0, at - 5) : at])) is not None
+
+
+def _is_share_of(first: Item, between: list[Item]) -> bool:
+    """Whether `first` is a part of the number after `between`: `3/4 of 100`, `10% of 50`; not `5 of 12`."""
+    words = [item.text for item in between]
+    part = first.text == "%" or (first.value is not None and 0 < first.value < 1)
+    return words == ["percent", "of"] or (words == ["of"] and part)
 
 
 def _after_preposition(side: list[Item], at: int) -> bool:

@@ -25,14 +25,17 @@ _FRACTION = re.compile(r"\\[dtc]?frac\s{0,3}(?:\{([^{}]*)\}|([0-9]))\s{0,3}(?:\{
 _LATEX_OPERATOR = re.compile(r"\\(times|cdot|div|approx|pm|to|rightarrow|Rightarrow|implies)(?![a-zA-Z])")
 _OPERATOR_SIGNS = {"times": "×", "cdot": "×", "div": "/", "approx": "≈", "pm": "±"}
 _LATEX_DEGREES = re.compile(r"\^\s?\{?\\circ\}?")
-_LATEX_SYMBOL = re.compile(r"\\(?:pi|sqrt|infty|emptyset|theta|log|ln|sin|cos|tan)(?![a-zA-Z])")
+_LATEX_SYMBOL = re.compile(
+    r"\\(?:pi|sqrt|infty|emptyset|theta|log|ln|sin|cos|tan|[dt]?binom|lfloor|lceil)(?![a-zA-Z])"
+)
 _LATEX_SPACE = re.compile(r"\\[,;: ]|~")
 _LATEX_STYLE = re.compile(r"\\[a-zA-Z]+|\\[()\[\]!\\]")
 _LATEX_ESCAPE = re.compile(r"\\([$%#&_{}])")
 _STRUCK = re.compile(r"~~[^~\n]{1,80}~~")
 _POWER = re.compile(r"(?<=[0-9])\*\*(?=[0-9])")  # Python's; a bold number has no digit before it
-_TIMES_TEN = re.compile(r"(?<=[0-9])[xX](?=10 ?\^)")
-_MULTIPLIED = re.compile(r"(?<=[0-9)]) {0,3}\* {0,3}(?=[0-9(])")
+_GLUED_TIMES = re.compile(r"(?<=[0-9])[xX](?=[0-9])")
+_MULTIPLIED = re.compile(r"(?<=[0-9)])(?: {0,3}\* {0,3}(?=[0-9(])| [xX] (?=\())")
+_APPLIED = re.compile(r"(?<=[^\W_])\((?=[-+($]{0,3}[0-9][-+×/^.,() 0-9]{0,40}\))")  # 2(3), sqrt(16)
 _THIN_GROUPS = re.compile("(?<=[0-9])[\u00a0\u2007\u2009\u202f'’_](?=[0-9]{3}(?![0-9]))")
 _SPACE_GROUPS = re.compile(r"(?<![\w.,/^])[0-9]{1,3}(?: [0-9]{3})+(?![\w/-])")
 
@@ -53,10 +56,12 @@ def tidy(text: str) -> str:
         text = _LATEX_STYLE.sub("", text)
     text = text.replace("{", "").replace("}", "")
     text = _SPACE_GROUPS.sub(lambda run: run[0].replace(" ", ","), _THIN_GROUPS.sub(",", text))
-    text = _TIMES_TEN.sub("×", _MULTIPLIED.sub("×", _POWER.sub("^", text)))
+    text = _GLUED_TIMES.sub(" x ", _MULTIPLIED.sub("×", _POWER.sub("^", text)))
+    text = _APPLIED.sub("×(", text)
     return text.replace("*", "").replace("_", " ").replace("`", "")
 
 
 def _inline_fraction(found: re.Match[str]) -> str:
     above, below = found[1] or found[2] or "", found[3] or found[4] or ""
-    return f" {above.strip()}/{below.strip()} "
+    applied = found.string.startswith(("(", "\\left("), found.end())
+    return f" {above.strip()}/{below.strip()}" + " " * (not applied)

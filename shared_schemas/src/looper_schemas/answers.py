@@ -6,9 +6,9 @@ answer. Without any statement, only a text or a last line that is a number, or a
 ("So she has 5 apples."), is an answer (see `_conclusion`); other numbers may be quoted from the question. A
 model that goes on with another question after its answer has answered this one before.
 
-Text inside `<think>` is never an answer, and an unterminated `<think>` means that none was given. Percent
-and currency signs are units: `50%` is 50. All functions are pure, linear in the length of the text and safe
-in any thread.
+Text inside `<think>` is never an answer, and an unterminated `<think>` means that none was given. What still
+needs computing (`48 + 24`, `half of 10`) is no answer. Percent and currency signs are units: `50%` is 50. All
+functions are pure, linear in the length of the text and safe in any thread.
 """
 
 from __future__ import annotations
