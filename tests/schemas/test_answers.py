@@ -236,7 +236,7 @@ UNITS = [
     "1e1", "^", "⁹", "~", "\\,", "1*", "1x", "1 and 1/", "one ", "one-", "=5", ". 5", "Therefore, 5. ",
     "#### 1 a\n", "\\", " ", "<answer>", "a'", "\t", "*_", "answer: *", "Answer: (a", "½", "１", ".",
     "e1", "1:",
-    "|", ", ",
+    "|", ", ", "9(", "9(9", "9x", "half of 9 ", "9% of ",
 ]  # fmt: skip
 # No measure of speed: anything that backtracks takes minutes for a megabyte, anything linear about a second.
 HANG_S = 20.0
