@@ -54,11 +54,23 @@ def test_a_good_service_is_named_with_its_scorer(
     assert "doctor: nothing stands in the way" in shown
 
 
+def test_a_key_for_rewards_alone_is_told_what_to_ask_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "_memory_bytes", lambda: 8 * 2**30)
+    with FakeRewardServer(key="k", reward_key="less", scorer_id="scorer-7") as server:
+        monkeypatch.setenv("LOOPER_REWARD_URL", server.url)
+        monkeypatch.setenv("LOOPER_REWARD_KEY", "less")
+        assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "scorer-7" in shown
+    assert "--disclosure reward" in shown
+
+
 @pytest.mark.parametrize(
     ("key", "running", "expected"),
     [
         ("wrong", True, "check LOOPER_REWARD_KEY"),
-        ("less", True, "use a key that has it"),
         ("k", False, "start it or check LOOPER_REWARD_URL"),
     ],
 )
@@ -69,7 +81,7 @@ def test_a_service_that_cannot_be_used_is_a_problem_with_its_fix(
     running: bool,
     expected: str,
 ) -> None:
-    server = FakeRewardServer(key="k", reward_key="less")
+    server = FakeRewardServer(key="k")
     server.start()
     if not running:
         server.stop()

@@ -83,6 +83,25 @@ def test_a_result_of_other_settings_is_stale_and_says_which(config_file: Path) -
     assert (sft.standing, sft.reason) == ("stale", "was made with another epochs")
 
 
+def test_a_result_of_an_earlier_version_is_done_although_its_settings_are_refused_today(
+    config_file: Path,
+) -> None:
+    for stage in ("prepare-data", "sft", "rollouts", "ppo"):
+        finish(config_file, stage)
+    (saved,) = Path("data").glob("*rollouts_config.toml")
+    text = saved.read_text(encoding="utf-8")
+    assert 'vllm_args = ""\n' in text
+    # Without a setting that came later, with one whose partner was not asked for then.
+    earlier = text.replace('vllm_args = ""\n', "").replace(
+        'vllm_max_model_len = "none"', "vllm_max_model_len = 512"
+    )
+    saved.write_text(earlier, encoding="utf-8")
+    rollouts = next(step for step in plan(config_file) if step.name == "rollouts")
+    assert (rollouts.standing, rollouts.reason) == ("stale", "was made with another vllm_max_model_len")
+    saved.write_text(text.replace('vllm_args = ""\n', ""), encoding="utf-8")
+    assert standings(config_file)["rollouts"] == "done"
+
+
 def test_what_was_made_from_an_earlier_result_is_stale(config_file: Path) -> None:
     for stage in ("prepare-data", "sft", "rollouts", "ppo"):
         finish(config_file, stage)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig
 
 from looper_schemas.answers import answers_match, extract_answer
 from looper_schemas.prompt import format_prompt
@@ -19,6 +20,7 @@ from looper_schemas.records import Problem, RolloutRecord, Trajectory, read_reco
 from looper_schemas.scoring import Limits
 from looper_trainer.errors import ConfigError, DataError, RewardUnavailable, ScorerMismatch, UserError
 from looper_trainer.folders import policy_id
+from looper_trainer.groups import require_window
 from looper_trainer.rollouts import Progress, RolloutsConfig, run, trajectory_seed
 from looper_trainer.sampling.base import SamplingParams
 from looper_trainer.sampling.transformers import load_sampler
@@ -250,6 +252,30 @@ def test_texts_beyond_the_models_window_are_refused_before_any_is_sampled(
     assert not server.requests
     assert not config.output.parent.exists()
     run(changed(config, max_new_tokens=256 - longest, limit=1, samples_per_question=1))
+
+
+@pytest.mark.parametrize(
+    ("rope", "window"),
+    [
+        ({"rope_type": "default"}, 1000),
+        ({"rope_type": "linear", "factor": 4.0}, 4000),
+        # As Qwen's model cards have users write it for longer texts, and as DeepSeek's configurations are.
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1000}, 4000),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 250}, 1000),
+    ],
+)
+def test_a_stretched_window_is_what_texts_may_fill(
+    config: RolloutsConfig, tmp_path: Path, rope: dict[str, object], window: int
+) -> None:
+    folder = tmp_path / "stretched"
+    LlamaConfig(max_position_embeddings=1000, rope_parameters={"rope_theta": 1e4} | rope).save_pretrained(
+        folder
+    )
+    sampler = load_sampler(config.model, device="cpu")
+    left = window - len(sampler.encode(format_prompt(PROBLEMS[0].question)))
+    require_window(sampler, str(folder), PROBLEMS[:1], left)
+    with pytest.raises(ConfigError, match=f"at most {window} tokens"):
+        require_window(sampler, str(folder), PROBLEMS[:1], left + 1)
 
 
 def test_two_commands_do_not_write_one_file_and_a_killed_one_stands_in_nobodys_way(

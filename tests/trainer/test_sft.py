@@ -301,6 +301,16 @@ def test_an_interrupted_run_is_resumed_with_its_own_settings_and_data_or_not_at_
     assert stopped.output.exists()
 
 
+def test_a_resumed_run_may_find_its_base_elsewhere(tiny_model: Path, train_file: Path) -> None:
+    base = train_file.parent / "base"
+    shutil.copytree(tiny_model, base)
+    stopped = settings(base, train_file, epochs=2, save_every=4)
+    stop_after_step_5(stopped)
+    base.rename(train_file.parent / "moved")
+    run(stopped.model_copy(update={"resume": True, "model": str(train_file.parent / "moved")}))
+    assert stopped.output.exists()
+
+
 def test_a_folder_that_another_command_writes_is_left_alone(tiny_model: Path, train_file: Path) -> None:
     config = settings(tiny_model, train_file)
     lock = config.output.with_name("sft.lock")

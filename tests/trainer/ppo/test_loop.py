@@ -555,6 +555,11 @@ def test_a_run_is_not_resumed_on_other_data_or_another_model(
     state_file = step_folder(config.output, 1) / "state.json"
     document = json.loads(state_file.read_text())
     del document["state"]["inputs"]  # as an earlier version wrote it
+    document["config"] |= {
+        "learning_rate": 5e-06,
+        "value_learning_rate": 1e-4,
+        "steps": 9,
+    }  # those were fixed
     state_file.write_text(json.dumps(document))
     run(resumed)
     assert [line["step"] for line in metrics_of(config)] == [0, 1, 2]

@@ -14,13 +14,22 @@ import tomllib
 import types
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from looper_trainer.errors import ConfigError
 
 KNOWN_TABLES = ("prepare_data", "sft", "rollouts", "ppo", "merge", "eval")
+
+
+def _named(path: Path) -> Path:
+    if not path.name:
+        raise ValueError("name a file or folder of its own; partial results lie beside it")
+    return path
+
+
+NamedPath = Annotated[Path, AfterValidator(_named)]
 
 
 class StageConfig(BaseModel):
@@ -74,15 +83,36 @@ def unknown_key(key: str, known: Collection[str], what: str) -> str:
 
 def save_resolved(config: StageConfig, folder: Path, stem: str = "config") -> Path:
     """Write `config`, defaults included, as `<folder>/<stem>.toml`; `load_config` reads it back as equal."""
-    lines = [f"[{config.table()}]"]
-    for key, value in config.model_dump(mode="json").items():
-        lines.append(f"{key} = {_toml(value)}")
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{stem}.toml"
     partial = target.with_name(target.name + ".partial")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial.write_text(_resolved(config), encoding="utf-8")
     partial.replace(target)
     return target
+
+
+def differing_from(config: StageConfig, saved: Path) -> list[str]:
+    """Names of settings that are not what `save_resolved` wrote as `saved`, maybe in an earlier version.
+
+    What such a version wrote may be refused today; of a setting that it did not know it did the default.
+
+    Raises:
+        ConfigError: it is no file of this stage's settings.
+    """
+    then = read_toml(saved).get(config.table())
+    if not isinstance(then, dict):
+        raise ConfigError(f"{saved}: holds no [{config.table()}]")
+    now, default = (
+        tomllib.loads(_resolved(one))[config.table()] for one in (config, type(config).model_construct())
+    )
+    return sorted(key for key in now if now[key] != then.get(key, default.get(key)))
+
+
+def _resolved(config: StageConfig) -> str:
+    lines = [f"[{config.table()}]"]
+    for key, value in config.model_dump(mode="json").items():
+        lines.append(f"{key} = {_toml(value)}")
+    return "\n".join(lines) + "\n"
 
 
 def read_toml(path: Path) -> dict[str, Any]:

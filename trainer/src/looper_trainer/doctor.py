@@ -14,12 +14,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
 from looper_trainer.config import StageConfig
-from looper_trainer.errors import RewardError, UserError
+from looper_trainer.errors import RewardError, RewardRejected, UserError
+
+if TYPE_CHECKING:
+    from looper_schemas.scoring import ServiceInfo
 
 Level = Literal["ok", "note", "problem"]
 
@@ -201,18 +204,29 @@ def service() -> Iterator[Finding]:
         fix = "export LOOPER_REWARD_URL and LOOPER_REWARD_KEY_FILE (rollouts and ppo need them)"
         yield Finding("note", "reward service", "LOOPER_REWARD_URL is not set", fix)
         return
-    try:
+
+    def ask(disclosure: str) -> tuple[str, ServiceInfo]:
         with RewardClient.from_environment(
-            run_id="doctor", first_contact_s=3.0, on_wait=lambda _: None
+            run_id="doctor", disclosure=disclosure, first_contact_s=3.0, on_wait=lambda _: None
         ) as client:
-            info = client.info()
+            return client.url, client.info()
+
+    rewards_alone = False
+    try:
+        try:
+            url, info = ask("components")
+        except RewardRejected:  # the key may be for rewards alone
+            url, info = ask("reward")
+            rewards_alone = True
     except (RewardError, UserError) as error:
         text, _, fix = str(error).partition("; ")
         yield Finding("problem", "reward service", text, fix)
         return
     limits = info.limits
     modes = ", ".join(mode.value for mode in info.reward_modes)
-    yield Finding("ok", "reward service", f"{client.url}, contract {info.contract_max}")
+    yield Finding("ok", "reward service", f"{url}, contract {info.contract_max}")
+    if rewards_alone:
+        yield Finding("note", "disclosure", "the key gets rewards alone", "rollouts, ppo --disclosure reward")
     yield Finding("ok", "scorer", info.scorer_id)
     yield Finding("ok", "reward modes", modes)
     yield Finding("ok", "limits", f"{limits.max_questions} questions, {limits.max_arms} arms a question")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from looper_schemas.answers import extract_answer
 from looper_schemas.prompt import format_prompt
@@ -75,14 +76,23 @@ def require_window(sampler: Sampler, model: str, problems: Sequence[Problem], ma
     """
     from transformers import AutoConfig
 
-    text = AutoConfig.from_pretrained(model).get_text_config()
-    window: int | None = getattr(text, "max_position_embeddings", None)
+    window = _window(AutoConfig.from_pretrained(model).get_text_config())
     longest = longest_prompt(sampler, problems)
     if window is not None and longest + max_new_tokens > window:
         raise ConfigError(
-            f"{model} is made for texts of at most {window} tokens: the longest question has {longest}, and "
-            f"max_new_tokens is {max_new_tokens}; lower that, or leave long questions out"
+            f"{model} is made for texts of at most {window:.0f} tokens: the longest question has {longest}, "
+            f"and max_new_tokens is {max_new_tokens}; lower that, or leave long questions out"
         )
+
+
+def _window(settings: Any) -> float | None:
+    """Tokens that positions are made for; None where the settings of a model do not say."""
+    window: int | None = getattr(settings, "max_position_embeddings", None)
+    rope = getattr(settings, "rope_parameters", None) or {}
+    stretched = rope.get("rope_type") in ("linear", "dynamic", "yarn")
+    if window is not None and stretched and rope.get("original_max_position_embeddings", window) == window:
+        return window * float(rope["factor"])  # the window is of before
+    return window
 
 
 def longest_prompt(sampler: Sampler, problems: Sequence[Problem]) -> int:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from looper_trainer.config import StageConfig, load_config, read_toml
+from looper_trainer.config import StageConfig, differing_from, load_config, read_toml
 from looper_trainer.errors import ConfigError, UserError
 
 ORDER = ("prepare-data", "sft", "rollouts", "ppo")
@@ -176,11 +176,9 @@ def _step(
     if not done:
         return Step(name, config, result, "interrupted" if interrupted else "to do")
     try:
-        before = load_config(type(config), saved, {})
+        differing = [key for key in differing_from(config, saved) if key not in FREE]
     except ConfigError:
         return Step(name, config, result, "stale", "does not say which settings it was made with")
-    now, then = config.model_dump(mode="json"), before.model_dump(mode="json")
-    differing = sorted(key for key in now if now[key] != then[key] and key not in FREE)
     if differing:
         return Step(name, config, result, "stale", f"was made with another {', '.join(differing)}")
     return Step(name, config, result, "done")

@@ -32,7 +32,7 @@ from looper_schemas.scoring import (
     RewardMode,
     ScoredQuestion,
 )
-from looper_trainer.config import save_resolved
+from looper_trainer.config import NamedPath, save_resolved
 from looper_trainer.errors import DataError
 from looper_trainer.folders import (
     differing,
@@ -58,7 +58,7 @@ class RolloutsConfig(SamplerOptions):
     ] = "policy"
     model: Annotated[str, Field(description="policy: a folder or a hub name")] = "checkpoints/sft"
     questions_file: Annotated[Path, Field(description="problems to solve")] = Path("data/gsm8k_train.jsonl")
-    output: Annotated[Path, Field(description="file of the records")] = Path("data/ppo_rollouts.jsonl")
+    output: Annotated[NamedPath, Field(description="file of the records")] = Path("data/ppo_rollouts.jsonl")
     limit: Annotated[int | None, Field(ge=1, description="only the first N problems")] = None
     samples_per_question: Annotated[int, Field(ge=1, description="trajectories a question")] = 4
     max_new_tokens: Annotated[int, Field(ge=1, description="longest trajectory")] = 256

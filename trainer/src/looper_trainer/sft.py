@@ -28,7 +28,7 @@ from pydantic import Field
 
 from looper_schemas.prompt import format_prompt, format_target
 from looper_schemas.records import Problem, read_records
-from looper_trainer.config import StageConfig, save_resolved
+from looper_trainer.config import NamedPath, StageConfig, save_resolved
 from looper_trainer.errors import CheckpointError, DataError, UserError
 from looper_trainer.folders import (
     check_output,
@@ -56,7 +56,7 @@ class SFTStageConfig(StageConfig):
         Path | None, Field(description="problems for a loss after each epoch; none to skip it")
     ] = None
     dev_limit: Annotated[int, Field(ge=1, description="how many of them")] = 256
-    output: Annotated[Path, Field(description="folder of the resulting model")] = Path("checkpoints/sft")
+    output: Annotated[NamedPath, Field(description="folder of the resulting model")] = Path("checkpoints/sft")
     mode: Annotated[
         Literal["lora", "full"], Field(description="train an adapter and merge it, or every weight")
     ] = "lora"
@@ -131,7 +131,8 @@ def _train(config: SFTStageConfig) -> None:
     dev = read_records(config.dev_file, Problem)[: config.dev_limit] if config.dev_file else []
     partial = config.output.with_name(config.output.name + ".partial")
     settings = config.model_dump(mode="json", exclude=set(_FREE_ON_RESUME))
-    settings |= {"train_file": file_digest(config.train_file), "model": policy_id(config.model)}
+    weights = policy_id(config.model).rpartition("@")[2]  # wherever they lie
+    settings |= {"train_file": file_digest(config.train_file), "model": weights}
     _check_saved_state(config, partial, settings)
     _quiet()
     trainer = _make_trainer(config, train, dev, partial)

@@ -136,7 +136,7 @@ def read_state(folder: Path, config: PPOConfig) -> TrainState:
             f"{folder}: is no readable PPO checkpoint; remove it, and --resume takes the one before"
         ) from None
     now = _fixed_settings(config)
-    for key in sorted(saved.keys() | now.keys()):
+    for key in sorted((saved.keys() | now.keys()) - FREE_ON_RESUME):
         if saved.get(key) != now.get(key):
             raise CheckpointError(
                 f"{folder}: was made with {key} = {saved.get(key)!r}, not {now.get(key)!r}; "
