@@ -8,14 +8,18 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import stamina
 from sklearn.metrics import roc_auc_score
 
 from looper_eval.cli import main
 from looper_eval.coherence import auroc, plurality_is_right, selective_accuracy
 from looper_schemas.records import EvalRecord
 from looper_schemas.scoring import Disclosure, Purpose
+from looper_trainer.reward_client import RewardClient, Waiting
 from looper_trainer.testing import FakeRewardServer
 
 Models = tuple[Path, Path]
@@ -28,6 +32,25 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRewardServer]:
         monkeypatch.setenv("LOOPER_REWARD_URL", server.url)
         monkeypatch.setenv("LOOPER_REWARD_KEY", server.key)
         yield server
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """The seconds of every wait for the service, which pass on the client's clock alone."""
+    seconds: list[float] = []
+    from_environment = RewardClient.from_environment
+
+    def on_wait(waiting: Waiting) -> None:
+        seconds.append(waiting.next_try_s)
+
+    def client(**options: Any) -> RewardClient:
+        return from_environment(**options, on_wait=on_wait)
+
+    monkeypatch.setattr(RewardClient, "from_environment", client)
+    clock = SimpleNamespace(monotonic=lambda: sum(seconds))
+    monkeypatch.setattr("looper_trainer.reward_http.time", clock)
+    with stamina.set_testing(True, attempts=10_000):
+        yield seconds
 
 
 def call(models: Models, data: Path, out: Path, *more: str) -> list[str]:
@@ -74,6 +97,36 @@ def test_samples_are_scored_apart_and_the_accuracy_stays_that_of_single_answers(
     assert main(["report", str(out)]) == 0
     assert "Coherence against correctness" in (out / "report.md").read_text()
     assert "Accuracy on the most coherent questions" in (out / "report.html").read_text()
+
+
+def test_the_service_may_be_away_while_samples_are_drawn_and_once_all_are_scored(
+    tiny_models: Models,
+    dataset_file: Path,
+    tmp_path: Path,
+    waits: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    command = call(tiny_models, dataset_file, out)
+    monkeypatch.setenv("LOOPER_REWARD_URL", "http://127.0.0.1:1")  # nobody listens there
+    monkeypatch.setenv("LOOPER_REWARD_KEY", "a-key")
+    assert main(command) == 2
+    assert capsys.readouterr().err.startswith("error: no answer from the reward service")
+    assert sum(waits) < 45  # the client's 30 s once, not twice
+    drawn = (out / "m.samples.jsonl").read_bytes()
+    assert len(drawn.splitlines()) == 12 * SAMPLES
+
+    with FakeRewardServer() as server, monkeypatch.context() as there:
+        there.setenv("LOOPER_REWARD_URL", server.url)
+        there.setenv("LOOPER_REWARD_KEY", server.key)
+        assert main(command) == 0
+    assert (out / "m.samples.jsonl").read_bytes() == drawn
+    waits.clear()
+    (out / "summary.json").unlink()
+    assert main(command) == 0
+    assert json.loads((out / "summary.json").read_text())["coherence"]["m"]["scored"] == 12
+    assert waits == []
 
 
 def test_a_question_without_a_score_is_counted_and_asked_again_and_is_never_zero(
@@ -133,6 +186,7 @@ def test_a_key_without_the_scope_a_missing_address_or_one_sample_is_one_line(
     monkeypatch.setenv("LOOPER_REWARD_KEY", "rewards-only")
     assert main(command) == 2
     assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
     monkeypatch.delenv("LOOPER_REWARD_URL")
     assert main(call(tiny_models, dataset_file, tmp_path / "new")) == 2
     assert "LOOPER_REWARD_URL" in capsys.readouterr().err

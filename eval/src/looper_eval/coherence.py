@@ -147,6 +147,15 @@ def score_samples(
     return len(questions) - len(found)
 
 
+def all_scored(out: Path, name: str, questions: Sequence[EvalQuestion], digest: str, samples: int) -> bool:
+    """Whether `score_samples` has nothing to ask; False too where it refuses the file of scores."""
+    try:
+        found = read_scores(out / f"{name}.coherence.jsonl", digest, samples)
+    except UserError:
+        return False
+    return all(item.id in found for item in questions)
+
+
 def read_scores(path: Path, digest: str, samples: int) -> dict[str, ScoreRecord]:
     """The scores in `path`, a last line that was cut short left out and off.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from looper_eval.coherence import draw_samples, sampled_settings, score_samples
+from looper_eval.coherence import all_scored, draw_samples, sampled_settings, score_samples
 from looper_eval.dataset import EvalQuestion, load_dataset
 from looper_eval.engines import EngineOptions, open_engine, require_whole
 from looper_eval.generate import answer_all
@@ -19,8 +19,10 @@ from looper_eval.progress import shown
 from looper_eval.settings import Settings
 from looper_eval.summary import Summary, compare
 from looper_eval.training_data import check_models
-from looper_trainer.errors import UserError
+from looper_trainer.errors import RewardUnavailable, UserError
 from looper_trainer.reward_client import RewardClient
+
+_EARLY_CHECK_S = 5.0  # scoring, after the samples, waits its full time
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,14 @@ def run(options: RunOptions, console: Console) -> Summary:
     if options.coherence:
         drawn = sampled_settings(settings, options.coherence_temperature)
         coherence = CoherenceEntry(samples=options.coherence, settings=drawn)
-        with RewardClient.from_environment(run_id="looper-eval") as client:  # what it refuses shows now
-            most = client.info().limits.max_arms
-        if options.coherence > most:
-            raise UserError(
-                f"--coherence is {options.coherence}; the reward service takes at most {most} samples"
-            )
+        digests = {name: drawn.digest(entry.identity) for name, entry in entries.items()}
+        _check_service(
+            options.coherence,
+            unscored=not all(
+                all_scored(options.out, name, dataset.questions, digest, options.coherence)
+                for name, digest in digests.items()
+            ),
+        )
     manifest = open_folder(options.out, dataset, settings, entries, options.samples, coherence)
     with shown(console) as task:
         for spec in options.models:
@@ -92,6 +96,22 @@ def run(options: RunOptions, console: Console) -> Summary:
     if coherence is not None:
         _score(options, manifest, coherence, dataset.questions, console)
     return compare(options.out)
+
+
+def _check_service(samples: int, *, unscored: bool) -> None:
+    """Refuse an unusable address or key, and where something is unscored, what the service would refuse.
+
+    A service that is away is no failure yet: samples can be drawn without it.
+    """
+    with RewardClient.from_environment(run_id="looper-eval", give_up_after_s=_EARLY_CHECK_S) as client:
+        if not unscored:
+            return
+        try:
+            most = client.info().limits.max_arms
+        except RewardUnavailable:
+            return
+    if samples > most:
+        raise UserError(f"--coherence is {samples}; the reward service takes at most {most} samples")
 
 
 def _score(
