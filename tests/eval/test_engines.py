@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import pytest
 
 from looper_eval.cli import main
 from looper_eval.endpoint import API_KEY_VARIABLE, EndpointEngine
-from looper_eval.engines import Answer, Ask, cut_at_stop, encode, require_chat_template
+from looper_eval.engines import Answer, Ask, cut_at_stop, encode, require_chat_template, require_whole
 from looper_eval.models import ModelSpec
 from looper_eval.settings import Shot, resolve_settings
 from looper_schemas.prompt import format_prompt
@@ -203,3 +204,34 @@ def test_answers_that_came_before_a_failure_are_handed_over_first(server: Server
     with pytest.raises(UserError, match="401"):
         next(answers)
     engine.close()
+
+
+def test_files_that_no_loader_reads_do_not_make_a_model_less_than_whole(
+    tiny_models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    pointer = "version https://git-lfs.github.com/spec/v1\n"  # what a clone without git-lfs leaves
+    single = shutil.copytree(tiny_models[0], tmp_path / "single")
+    model = AutoModelForCausalLM.from_pretrained(single)
+    sharded = shutil.copytree(single, tmp_path / "sharded", ignore=shutil.ignore_patterns("*.safetensors"))
+    model.save_pretrained(sharded, max_shard_size="50KB")
+    pickled = shutil.copytree(single, tmp_path / "pickled", ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(model.state_dict(), pickled / "pytorch_model.bin")
+    (single / "model.safetensors.index.json").write_text("[]")
+    for folder in (single, sharded, pickled):
+        (folder / "consolidated.safetensors").write_text(pointer)
+        require_whole(ModelSpec("m", str(folder)))
+        AutoModelForCausalLM.from_pretrained(folder)
+    assert len(list(sharded.glob("model-*.safetensors"))) > 1
+
+    adapter = tmp_path / "adapter"
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(str(adapter))
+    (adapter / "value_head.safetensors").write_text(pointer)
+    spec = ModelSpec("m", f"{adapter}@{tiny_models[0]}")
+    require_whole(spec)
+    (adapter / "adapter_model.safetensors").write_text(pointer)
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors is no whole file of weights"):
+        require_whole(spec)

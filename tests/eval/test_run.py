@@ -164,6 +164,15 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing(
     (lacking / "model.safetensors").rename(lacking / "model-1.safetensors")
     shards = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (lacking / "model.safetensors.index.json").write_text(json.dumps(shards))
+    unnamed = shutil.copytree(lacking, tmp_path / "unnamed")
+    (unnamed / "model.safetensors.index.json").unlink()
+    (unnamed / "model-2.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    garbled = []
+    for number, index in enumerate(
+        ("[]", "{}", '{"weight_map": null}', '{"weight_map": {"a": 1}}', "no JSON")
+    ):
+        garbled.append(shutil.copytree(lacking, tmp_path / f"garbled-{number}"))
+        (garbled[-1] / "model.safetensors.index.json").write_text(index)
     good = ["--dataset", str(dataset_file), "--out", str(out), "--device", "cpu"]
     model = ["--model", f"a={tiny_models[0]}"]
     for call, complaint in (
@@ -186,6 +195,11 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing(
         (["run", *model, "--model", "b=http://127.0.0.1:1/v1", *good], "model b: write an endpoint as URL#"),
         (["run", *model, "--model", f"b={cut}", *good], "model.safetensors is no whole file of weights"),
         (["run", *model, "--model", f"b={lacking}", *good], "model-2.safetensors is no whole file of"),
+        (["run", *model, "--model", f"b={unnamed}", *good], "model-2.safetensors is no whole file of"),
+        *(
+            (["run", *model, "--model", f"b={folder}", *good], "index.json is no index of weights")
+            for folder in garbled
+        ),
         (
             ["run", *model, "--dataset", str(dataset_file), "--out", str(tmp_path)],
             "is not a folder of looper-eval",

@@ -7,11 +7,12 @@ them hand over each answer as soon as they have it, so that an interruption lose
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from pydantic import BaseModel, ValidationError
 
 from looper_eval.models import ModelSpec, locate
 from looper_eval.settings import Settings
@@ -113,26 +114,39 @@ def require_whole(spec: ModelSpec) -> None:
     except ImportError:
         raise UserError(_LOCAL) from None
     place = locate(spec)
-    for folder in (Path(place.base), *([place.adapter] if place.adapter else [])):
-        for file in sorted({*folder.glob("*.safetensors"), *_shards(folder)}):
-            try:
-                with safe_open(file, framework="np"):
-                    pass
-            except (OSError, SafetensorError) as error:
-                raise UserError(
-                    f"model {spec.name}: {file} is no whole file of weights ({error}); copy the folder again"
-                ) from None
+    files = _weights(spec, Path(place.base))
+    if place.adapter and (adapter := place.adapter / "adapter_model.safetensors").exists():
+        files.add(adapter)
+    for file in sorted(files):
+        try:
+            with safe_open(file, framework="np"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"model {spec.name}: {file} is no whole file of weights ({error}); copy the folder again"
+            ) from None
 
 
-def _shards(folder: Path) -> set[Path]:
-    """The files that the folder's index of weights names; none where one file holds all."""
-    if (folder / "model.safetensors").exists():
-        return set()
-    try:
-        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
-        return {folder / name for name in index["weight_map"].values()}
-    except (OSError, ValueError, KeyError):
-        return set()
+class _Index(BaseModel):
+    """`model.safetensors.index.json`: which file holds which tensor."""
+
+    weight_map: dict[str, str]
+
+
+def _weights(spec: ModelSpec, folder: Path) -> set[Path]:
+    """The safetensors that `transformers` reads in `folder`; others may lie beside them."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.exists():
+        return {whole}
+    if index.exists():
+        try:
+            shards = _Index.model_validate_json(index.read_bytes()).weight_map.values()
+        except ValidationError:
+            raise UserError(
+                f"model {spec.name}: {index} is no index of weights; copy the folder again"
+            ) from None
+        return {folder / shard for shard in shards}
+    return set() if any(folder.glob("pytorch_model*.bin")) else set(folder.glob("*.safetensors"))
 
 
 def vllm_settings(options: EngineOptions, settings: Settings) -> VLLMSettings:
@@ -141,8 +155,6 @@ def vllm_settings(options: EngineOptions, settings: Settings) -> VLLMSettings:
     Raises:
         UserError: an unknown key or a value out of range.
     """
-    from pydantic import ValidationError
-
     from looper_trainer.sampling.vllm import VLLMSettings
 
     values: dict[str, Any] = {"max_num_seqs": 256, "connections": 256, "dtype": settings.dtype}
