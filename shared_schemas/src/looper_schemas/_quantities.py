@@ -20,7 +20,7 @@ _TOKEN = re.compile(
   | (?P<word> [^\W\d_]+ (?:['’-][^\W\d_]+)* [0-9]* )
   | (?P<equals> [=≈→] )
   | (?P<operator> [-+×/÷^] )
-  | (?P<open> [(\[] ) | (?P<close> [)\]] )
+  | (?P<open> [(\[（] ) | (?P<close> [)\]）] )
   | (?P<separator> [,;|&] )
   | (?P<stop> (?!!\ ?=)[.!?]+(?=\s|$) | \n )
   | (?P<other> \S )
@@ -30,7 +30,7 @@ _TOKEN = re.compile(
 _MAGNITUDES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _PRICE_SUFFIXES = {"k": 3, "K": 3, "M": 6, "B": 9}
 _MOST_WORDS = 16
-PARTS = {
+_PARTS = {
     "half": 2,
     "halves": 2,
     "third": 3,
@@ -40,7 +40,7 @@ PARTS = {
     "fourth": 4,
     "fourths": 4,
 }
-PARTS |= {
+_PARTS |= {
     "fifth": 5,
     "fifths": 5,
     "sixth": 6,
@@ -57,8 +57,17 @@ _SMALL_WORDS = (
     "seventeen eighteen nineteen"
 )
 _TENS_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_WORD_VALUES = {word: value for value, word in enumerate(_SMALL_WORDS.split())}
-_WORD_VALUES |= {word: 10 * tens for tens, word in enumerate(_TENS_WORDS.split(), start=2)}
+NUMBER_WORDS = {word: value for value, word in enumerate(_SMALL_WORDS.split())}
+NUMBER_WORDS |= {word: 10 * tens for tens, word in enumerate(_TENS_WORDS.split(), start=2)}
+ARTICLES = {
+    "the", "a", "an", "all", "these", "those", "his", "her", "their", "its", "only", "about", "first", "last",
+    "away", "up", "off",
+}  # fmt: skip
+_OPERATION = re.compile(
+    rf"""\b(?: sqrt\s?\(? | (?: twice | double | triple | (?:twice|half)\sas\s[a-z]+\sas
+             | (?:root|{"|".join(_PARTS)})\sof ) (?:\s(?:{"|".join(ARTICLES)}))? ) \s?$""",
+    re.VERBOSE | re.IGNORECASE,
+)
 
 
 class _Token(NamedTuple):
@@ -72,13 +81,15 @@ class _Token(NamedTuple):
 class Item:
     """A token, or several joined into a `quantity` (value set) or an `unreadable` number such as 3:30.
 
-    The text of a quantity is "%" for a percentage, else empty.
+    The text of a quantity is "%" for a percentage, else empty. An `operand` stands behind words that compute
+    with it: `half of 10`, `twice 5`.
     """
 
     kind: str
     text: str = ""
     value: Fraction | None = None
     priced: bool = False
+    operand: bool = False
 
 
 def parse(text: str) -> list[Item]:
@@ -90,7 +101,7 @@ def parse(text: str) -> list[Item]:
         token = tokens[position]
         if token.kind == "number" or _starts_signed(tokens, position, items):
             item, position = _quantity(tokens, position)
-            items.append(item)
+            items.append(replace(item, operand=_is_operand(text, token)))
             continue
         position += 1
         if token.text.lower() in _SIGN_WORDS and position < len(tokens) and tokens[position].kind in _STARTS:
@@ -104,7 +115,8 @@ def parse(text: str) -> list[Item]:
             _, position = _exponent(tokens, position)
             continue
         if token.kind == "word":
-            items.append(Item("word", token.text.lower()))
+            spelled = token.text.lower() in NUMBER_WORDS
+            items.append(Item("word", token.text.lower(), operand=spelled and _is_operand(text, token)))
         elif token.kind not in ("currency", "percent", "other"):
             items.append(Item(token.kind, token.text))
     if not any(item.kind in ("quantity", "unreadable") for item in items):
@@ -134,6 +146,11 @@ def _starts_signed(tokens: list[_Token], position: int, items: list[Item]) -> bo
         return False  # x + 5, x-5
     glued = all(tokens[at].end == tokens[at + 1].start for at in range(position, ahead))
     return glued or not any(item.kind == "quantity" for item in items) or items[-1].kind in ("equals", "open")
+
+
+def _is_operand(text: str, token: _Token) -> bool:
+    """Whether words directly before `token` compute with it: `half of 10`, `twice 5`; not `Double: 5`."""
+    return _OPERATION.search(text, max(0, token.start - 40), token.start) is not None
 
 
 def _spaced(tokens: list[_Token], position: int) -> bool:
@@ -222,7 +239,7 @@ def _spelled(items: list[Item]) -> Iterator[Item]:
             yield items[position]
             position += 1
         else:
-            yield Item("quantity", value=value)
+            yield Item("quantity", value=value, operand=items[position].operand)
             position = after
 
 
@@ -251,8 +268,8 @@ def _words_value(items: list[Item], position: int) -> tuple[Fraction | None, int
     value, rest = total + group, words[at : at + 3]
     if seen and rest == ["and", "a", "half"]:
         value, at = value + Fraction(1, 2), at + 3
-    elif seen and rest and rest[0] in PARTS:
-        value, at = value / PARTS[rest[0]], at + 1
+    elif seen and rest and rest[0] in _PARTS:
+        value, at = value / _PARTS[rest[0]], at + 1
     elif not seen and rest[:1] in (["half"], ["a"]) and "half" in rest[:2]:
         value, at, seen = Fraction(1, 2), at + 1 + (rest[0] == "a"), True
     return (-value if negative else value) if seen else None, position + at
@@ -261,6 +278,6 @@ def _words_value(items: list[Item], position: int) -> tuple[Fraction | None, int
 def _small(word: str) -> int | None:
     """The value of `seven`, `twenty` or `twenty-five`."""
     parts = word.split("-")
-    if len(parts) > 2 or not all(part in _WORD_VALUES for part in parts):
+    if len(parts) > 2 or not all(part in NUMBER_WORDS for part in parts):
         return None
-    return sum(_WORD_VALUES[part] for part in parts)
+    return sum(NUMBER_WORDS[part] for part in parts)

@@ -12,7 +12,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
 
-from looper_schemas._quantities import PARTS, Item, parse
+from looper_schemas._quantities import ARTICLES, Item, parse
 from looper_schemas._tidy import tidy
 
 _CONNECTORS = {"and", "or", "to", "by", "plus", "x", "times", "versus", "vs"}
@@ -25,18 +25,10 @@ _HEDGES = {
     "approximately", "approx", "about", "around", "roughly", "exactly", "only", "just", "is", "be", "equals",
     "total", "a", "an", "of", "the", "it's", "its", "therefore", "thus", "so", "x", "y", "n",
 }  # fmt: skip
-_ARTICLES = {
-    "the", "a", "an", "all", "these", "those", "his", "her", "their", "its", "only", "about", "first", "last",
-    "away", "up", "off",
-}  # fmt: skip
 _VERBS = {"is", "are", "was", "were", "be", "equals"}
 _HAVING = {"has", "have", "gets", "get", "is", "are", "needs"}
 _NUMBERS = {"quantity", "unreadable"}
-_OPERATION = re.compile(
-    rf"""\b(?: sqrt | twice | double | triple | (?:twice|half)\ as\ [a-z]+\ as
-             | (?:root|{"|".join(PARTS)})\ of ) (?:\ (?:{"|".join(_ARTICLES)}))?$""",
-    re.VERBOSE,
-)
+_NAME = re.compile(r"-|(?:st|nd|rd|th)\b")  # after the number in 8th graders, 2-year-olds
 
 
 class Reading(NamedTuple):
@@ -94,6 +86,8 @@ def _without_asides(sentence: list[Item]) -> list[Item]:
             continue
         if item.kind == "close":
             depth = max(depth - 1, 0)
+            while kept and kept[-1].kind == "operator":
+                kept.pop()  # Change (+/-): 5
             aside = aside if depth >= aside else 0
             continue
         if aside:
@@ -170,10 +164,10 @@ def _choose(side: list[Item]) -> Fraction | None:
     contested = any(
         chosen in (first, second)
         and side[first].value != side[second].value
-        and (_are_rivals(between := side[first + 1 : second]) or _is_share_of(side[first], between))
+        and (_are_rivals(side[first + 1 : second]) or _is_share(side, first, second))
         for first, second in pairwise(numbers)
     )
-    return None if contested or _is_operand(side, chosen) else value
+    return None if contested or side[chosen].operand else value
 
 
 def _is_expression(side: list[Item]) -> bool:
@@ -181,16 +175,16 @@ def _is_expression(side: list[Item]) -> bool:
     return any(first.kind == "operator" and second.kind in _NUMBERS for first, second in pairwise(side))
 
 
-def _is_operand(side: list[Item], at: int) -> bool:
-    """Whether words before the number at `at` compute with it: `half of 10`, `twice 5`."""
-    return _OPERATION.search(" ".join(item.text for item in side[max(0, at - 5) : at])) is not None
+def _is_share(side: list[Item], first: int, second: int) -> bool:
+    """Whether the number at `first` is a part of the one at `second`: `3/4 of 100`, `10% of 50`.
 
-
-def _is_share_of(first: Item, between: list[Item]) -> bool:
-    """Whether `first` is a part of the number after `between`: `3/4 of 100`, `10% of 50`; not `5 of 12`."""
-    words = [item.text for item in between]
-    part = first.text == "%" or (first.value is not None and 0 < first.value < 1)
-    return words == ["percent", "of"] or (words == ["of"] and part)
+    Not so in `5 of 12`, `3/4 of 1 hour`, `25% of 8th graders` and `75% of 2-year-olds`.
+    """
+    words = [item.text for item in side[first + 1 : second]]
+    value = side[first].value
+    part = side[first].text == "%" or (value is not None and 0 < value < 1)
+    named = side[second].value == 1 or any(_NAME.match(item.text) for item in side[second + 1 : second + 2])
+    return not named and (words == ["percent", "of"] or (words == ["of"] and part))
 
 
 def _after_preposition(side: list[Item], at: int) -> bool:
@@ -200,7 +194,7 @@ def _after_preposition(side: list[Item], at: int) -> bool:
             return False
         if item.text in _PREPOSITIONS - {"times", "than", "out"}:
             return True
-        if item.text not in _ARTICLES and not item.text.endswith("ing"):  # after giving away 5
+        if item.text not in ARTICLES and not item.text.endswith("ing"):  # after giving away 5
             return False
     return False
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from looper_schemas._quantities import NUMBER_WORDS
+
 _VULGAR = {
     "½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5",
     "⅘": "4/5", "⅙": "1/6", "⅚": "5/6", "⅐": "1/7", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8",
@@ -36,6 +38,18 @@ _POWER = re.compile(r"(?<=[0-9])\*\*(?=[0-9])")  # Python's; a bold number has n
 _GLUED_TIMES = re.compile(r"(?<=[0-9])[xX](?=[0-9])")
 _MULTIPLIED = re.compile(r"(?<=[0-9)])(?: {0,3}\* {0,3}(?=[0-9(])| [xX] (?=\())")
 _APPLIED = re.compile(r"(?<=[^\W_])\((?=[-+($]{0,3}[0-9][-+×/^.,() 0-9]{0,40}\))")  # 2(3), sqrt(16)
+_UNIT = r"(?!(?:sqrt|plus|minus|times|and|or|x)\b)[^\W\d_]+"
+_STATED = re.compile(  # the end of 72 clips, 72元 and ten: a parenthesis glued to it is an aside
+    rf"(?:[0-9%] {_UNIT}(?: {_UNIT})?|[0-9%][一-鿿]+|\b(?:{'|'.join(NUMBER_WORDS)})(?: {_UNIT}){{0,2}})$",
+    re.IGNORECASE,
+)
+_LABEL = re.compile(  # (C) - 12; Total (miles) - 45; but (x) - 5
+    r"^([^\d=(（]{0,80})[(（]?([A-Z]|[^\W\d_]{2}[^\d=()（）+×/^-]{0,80})[)）]\s?(?:-{1,3}\s|(?=-))"
+)
+_ARROW = re.compile("-{1,2}>")
+_NOTED = re.compile(  # 72 clips - (48 in April and 24 in May); a sum without words is work
+    rf"([0-9%](?: {_UNIT}){{1,3}}) - (?=\((?:(?![()+×/^-])[\W\d_]){{0,40}}[^\W\d_]{{2}}[^()+×/^-]{{0,80}}\))"
+)
 _THIN_GROUPS = re.compile("(?<=[0-9])[\u00a0\u2007\u2009\u202f'’_](?=[0-9]{3}(?![0-9]))")
 _SPACE_GROUPS = re.compile(r"(?<![\w.,/^])[0-9]{1,3}(?: [0-9]{3})+(?![\w/-])")
 
@@ -57,8 +71,13 @@ def tidy(text: str) -> str:
     text = text.replace("{", "").replace("}", "")
     text = _SPACE_GROUPS.sub(lambda run: run[0].replace(" ", ","), _THIN_GROUPS.sub(",", text))
     text = _GLUED_TIMES.sub(" x ", _MULTIPLIED.sub("×", _POWER.sub("^", text)))
-    text = _APPLIED.sub("×(", text)
-    return text.replace("*", "").replace("_", " ").replace("`", "")
+    text = _APPLIED.sub(_opened, text).replace("*", "").replace("_", " ").replace("`", "")
+    return _NOTED.sub(r"\1 ", _LABEL.sub(r"\1\2: ", _ARROW.sub("→", text)))
+
+
+def _opened(found: re.Match[str]) -> str:
+    stated = _STATED.search(found.string, max(0, found.start() - 40), found.start())
+    return "(" if stated else "×("
 
 
 def _inline_fraction(found: re.Match[str]) -> str:

@@ -25,8 +25,11 @@ from looper_schemas._reading import read
 __all__ = ["MAX_ANSWER_CHARS", "answers_match", "extract_answer", "normalise_answer", "split_final_answer"]
 
 # One character for one character, so that positions in the folded text are positions in the original.
+# Full-width parentheses stay: they are asides, never work.
 _FOLD = str.maketrans(
-    {0xFF01 + offset: chr(0x21 + offset) for offset in range(0x5E)}  # full-width forms
+    {
+        0xFF01 + offset: chr(0x21 + offset) for offset in range(0x5E) if offset not in (7, 8)
+    }  # full-width forms
     | {0x1D7CE + offset: str(offset % 10) for offset in range(50)}  # mathematical digits
     | {ord(dash): "-" for dash in "−–—‐‑‒―﹣"}
     | {0x3000: " ", 0x2028: "\n", 0x2029: "\n", 0x0D: "\n"}
@@ -39,7 +42,8 @@ _MARKER = re.compile(
   | (?P<box> \\f?box(?:ed)?(?![a-zA-Z]) )
   | (?P<tag> <(?:final_?)?answer> | <\|begin_of_box\|> )
   | (?P<label> (?: (?<![^\W_])(?: answers? | ans | final\ result ) \b | 答案 ) {_DRESS}{{0,9}}
-               (?: \([^()\n]{{0,80}}\) {_DRESS}{{0,9}} )? (?: : | = | -> | => | → | -\s | 是 | 为 ) )
+               (?: [(（][^()（）\n]{{0,80}}[)）] {_DRESS}{{0,9}} )?
+               (?: : | = | -> | => | → | -\s | 是 | 为 ) )
   | (?P<start> ^{_DRESS}{{0,9}} (?: final\ )? answer [ ]{{1,2}} (?= [-$]? [0-9]) )
   | (?P<heading> ^{_DRESS}{{0,9}} (?: final\ )? answer {_DRESS}{{0,9}} $ )
   | (?P<prose> (?: \banswers? | \b(?:the|my|our|final|correct|right) [ ] (?:[a-z]{{1,12}}[ ]){{0,2}} answers?
@@ -200,7 +204,7 @@ def _statement(text: str, marker: re.Match[str], limit: int, whole: int) -> _Sta
         return _Statement(marker.start(), body, min(end + 1, limit), reading.value if reading else None)
     body, end = _segment(text, marker.end(), limit)
     segment = text[body:end]
-    if not segment.strip(" \t\n*_`\"'#>$:.\\[](){}"):
+    if not segment.strip(" \t\n*_`\"'#>$:.\\[](){}（）"):
         if limit < whole:
             return None  # another statement follows at once: `Answer: #### 5`
         return _Statement(marker.start(), body, end, None)
