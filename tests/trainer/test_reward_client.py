@@ -29,8 +29,7 @@ from looper_schemas.scoring import (
     ScoredQuestion,
 )
 from looper_trainer.errors import ConfigError, RewardRejected, RewardUnavailable, ScorerMismatch
-from looper_trainer.reward_client import RewardClient, Waiting, as_question
-from looper_trainer.reward_http import Announcer
+from looper_trainer.reward_client import Announcer, RewardClient, Waiting, as_question
 from looper_trainer.sampling.base import Completion
 from looper_trainer.testing import FakeRewardServer
 

@@ -38,16 +38,16 @@ from looper_schemas.scoring import (
 )
 from looper_trainer.errors import ConfigError, RewardRejected, RewardUnavailable, ScorerMismatch
 from looper_trainer.reward_batches import batches, check_reply, fits
-from looper_trainer.reward_http import BadReply, Exchanger, Waiting, announce
+from looper_trainer.reward_http import Announcer, BadReply, Exchanger, Waiting
 from looper_trainer.sampling.base import Completion
 
 __all__ = [
+    "Announcer",
     "RewardClient",
     "RewardRejected",
     "RewardUnavailable",
     "ScorerMismatch",
     "Waiting",
-    "announce",
     "as_question",
 ]
 
@@ -88,7 +88,7 @@ class RewardClient:
         timeout_s: longest wait for one reply.
         give_up_after_s: total deadline of one request, all its retries included.
         first_contact_s: the deadline instead, until the service has answered once (a wrong URL ends soon).
-        on_wait: called before each wait; `announce` says it now and then.
+        on_wait: called before each wait; None: it is said on standard error now and then (`Announcer`).
         allow_http: permit plain http to a host that is not loopback.
         ca_file: PEM file of the authorities to trust instead of the usual ones.
         client_certificate: PEM file of the certificate chain to present to a service that wants one (mTLS).
@@ -110,7 +110,7 @@ class RewardClient:
         timeout_s: float = 120.0,
         give_up_after_s: float = 1800.0,
         first_contact_s: float = 30.0,
-        on_wait: Callable[[Waiting], None] = announce,
+        on_wait: Callable[[Waiting], None] | None = None,
         allow_http: bool = False,
         ca_file: str | None = None,
         client_certificate: str | None = None,
@@ -150,7 +150,7 @@ class RewardClient:
         timeout_s: float = 120.0,
         give_up_after_s: float = 1800.0,
         first_contact_s: float = 30.0,
-        on_wait: Callable[[Waiting], None] = announce,
+        on_wait: Callable[[Waiting], None] | None = None,
     ) -> Self:
         """A client of `LOOPER_REWARD_URL` with the key in `LOOPER_REWARD_KEY` or `LOOPER_REWARD_KEY_FILE`.
 

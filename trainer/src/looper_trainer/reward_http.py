@@ -75,9 +75,6 @@ class Announcer:
         print(waiting, file=sys.stderr, flush=True)
 
 
-announce = Announcer()
-
-
 class BadReply(Exception):
     """A reply that is well-formed but does not answer the request."""
 
@@ -104,7 +101,7 @@ class Exchanger:
         timeout_s: longest wait for one reply.
         give_up_after_s: total deadline of one exchange, all its attempts included.
         first_contact_s: the deadline instead, until the service has answered once.
-        on_wait: called before each wait.
+        on_wait: called before each wait; None: an `Announcer` of its own.
         allow_http: permit plain http to a host that is not loopback.
         ca_file: PEM file of the authorities to trust instead of the usual ones.
         client_certificate: PEM file of the certificate chain to present (mTLS).
@@ -122,7 +119,7 @@ class Exchanger:
         timeout_s: float,
         give_up_after_s: float,
         first_contact_s: float,
-        on_wait: Callable[[Waiting], None],
+        on_wait: Callable[[Waiting], None] | None,
         allow_http: bool,
         ca_file: str | None = None,
         client_certificate: str | None = None,
@@ -138,7 +135,7 @@ class Exchanger:
         self.timeout_s = timeout_s
         self.give_up_after_s = give_up_after_s
         self.first_contact_s = min(first_contact_s, give_up_after_s)
-        self.on_wait = on_wait
+        self.on_wait = on_wait or Announcer()
         self._answered = False
         self._closed = False
         local = base.host in _LOOPBACK_HOSTS
