@@ -279,7 +279,7 @@ def test_a_service_with_another_scorer_is_refused(
     monkeypatch.setenv("LOOPER_REWARD_URL", server.url)
     monkeypatch.setenv("LOOPER_REWARD_KEY", "the-key")
     arguments = ["rollouts", "--model", str(tiny_model), "--questions-file", str(questions)]
-    arguments += ["--output", str(tmp_path / "r.jsonl"), "--max-new-tokens", "4", "--give-up-after-s", "1"]
+    arguments += ["--output", str(tmp_path / "r.jsonl"), "--max-new-tokens", "4", "--give-up-after-s", "5"]
     arguments += ["--questions-per-batch", "1"]
     real = server._response
 
