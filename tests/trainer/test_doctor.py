@@ -41,30 +41,22 @@ def test_python_memory_and_disk_are_measured_against_what_a_run_needs(tmp_path: 
     assert disk(tmp_path / "file" / "run").level == "problem"
 
 
-def test_a_good_service_is_named_with_its_scorer(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(doctor, "_memory_bytes", lambda: 8 * 2**30)
-    with FakeRewardServer(key="k", scorer_id="scorer-7") as server:
-        monkeypatch.setenv("LOOPER_REWARD_URL", server.url)
-        monkeypatch.setenv("LOOPER_REWARD_KEY", "k")
-        assert main(["doctor"]) == 0
-    shown = capsys.readouterr().out
-    assert "scorer-7" in shown
-    assert "doctor: nothing stands in the way" in shown
-
-
-def test_a_key_for_rewards_alone_is_told_what_to_ask_for(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [("k", "doctor: nothing stands in the way"), ("less", "--disclosure reward")],
+    ids=["everything", "rewards alone"],
+)
+def test_a_good_service_is_named_with_its_scorer_and_what_the_key_may_ask_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key: str, expected: str
 ) -> None:
     monkeypatch.setattr(doctor, "_memory_bytes", lambda: 8 * 2**30)
     with FakeRewardServer(key="k", reward_key="less", scorer_id="scorer-7") as server:
         monkeypatch.setenv("LOOPER_REWARD_URL", server.url)
-        monkeypatch.setenv("LOOPER_REWARD_KEY", "less")
+        monkeypatch.setenv("LOOPER_REWARD_KEY", key)
         assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
     assert "scorer-7" in shown
-    assert "--disclosure reward" in shown
+    assert expected in shown
 
 
 @pytest.mark.parametrize(

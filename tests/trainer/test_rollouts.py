@@ -20,7 +20,7 @@ from looper_schemas.records import Problem, RolloutRecord, Trajectory, read_reco
 from looper_schemas.scoring import Limits
 from looper_trainer.errors import ConfigError, DataError, RewardUnavailable, ScorerMismatch, UserError
 from looper_trainer.folders import policy_id
-from looper_trainer.groups import require_window
+from looper_trainer.groups import longest_prompt, require_window
 from looper_trainer.rollouts import Progress, RolloutsConfig, run, trajectory_seed
 from looper_trainer.sampling.base import SamplingParams
 from looper_trainer.sampling.transformers import load_sampler
@@ -272,10 +272,11 @@ def test_a_stretched_window_is_what_texts_may_fill(
         folder
     )
     sampler = load_sampler(config.model, device="cpu")
-    left = window - len(sampler.encode(format_prompt(PROBLEMS[0].question)))
-    require_window(sampler, str(folder), PROBLEMS[:1], left)
+    longest = max(len(sampler.encode(format_prompt(problem.question))) for problem in PROBLEMS)
+    assert longest_prompt(sampler, PROBLEMS) == longest
+    require_window(str(folder), longest, window - longest)
     with pytest.raises(ConfigError, match=f"at most {window} tokens"):
-        require_window(sampler, str(folder), PROBLEMS[:1], left + 1)
+        require_window(str(folder), longest, window - longest + 1)
 
 
 def test_two_commands_do_not_write_one_file_and_a_killed_one_stands_in_nobodys_way(

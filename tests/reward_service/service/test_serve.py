@@ -48,16 +48,21 @@ class Commands:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def serve(self, *options: str) -> tuple[subprocess.Popen[str], str]:
-        """A serving process and its URL, once it says that it is ready."""
+    def begin(self, *options: str, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+        """A process that is to serve."""
         process = subprocess.Popen(
             [COMMAND, "serve", "--port", "0", *options],
             env=self.environment,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=stderr,
             text=True,
         )
         self.started.append(process)
+        return process
+
+    def serve(self, *options: str) -> tuple[subprocess.Popen[str], str]:
+        """A serving process and its URL, once it says that it is ready."""
+        process = self.begin(*options)
         assert process.stdout is not None
         word, url = process.stdout.readline().split()
         assert word == "ready"
@@ -122,18 +127,11 @@ def test_a_judge_that_is_away_is_named_on_stderr(commands: Commands) -> None:
     (commands.home / "settings.toml").write_text(
         'judge_url = "http://127.0.0.1:1"\njudge_attempts = 1\n[scorer]\njudge = "llm"\njudge_model = "m"\n'
     )
-    process = subprocess.Popen(
-        [COMMAND, "serve", "--port", "0"],
-        env=commands.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    commands.started.append(process)
+    process = commands.begin(stderr=subprocess.PIPE)
     assert process.stderr is not None
     (said,) = itertools.islice((line for line in process.stderr if line.startswith("not ready")), 1)
     process.stderr.close()
-    assert "http://127.0.0.1:1" in said
+    assert "(its judge: http://127.0.0.1:1)" in said
 
 
 def post(url: str, key: str, message: Any, **headers: str) -> httpx.Response:

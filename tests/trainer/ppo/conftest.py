@@ -25,6 +25,7 @@ from looper_schemas.scoring import (
 from looper_trainer.ppo.config import PPOConfig
 from looper_trainer.ppo.policy import Policy
 from looper_trainer.sampling.transformers import TransformersSampler
+from looper_trainer.testing import FakeRewardServer
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 \n.,:+-*/=#?{}'"
 EOS_ID = 1
@@ -144,6 +145,15 @@ def ppo_config(base_folder: Path, tmp_path: Path) -> PPOConfig:
         device="cpu",
         dtype="float32",
     )
+
+
+@pytest.fixture
+def reward(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRewardServer]:
+    """A reward service that the environment names."""
+    with FakeRewardServer(mode="random", seed=3) as server:
+        monkeypatch.setenv("LOOPER_REWARD_URL", server.url)
+        monkeypatch.setenv("LOOPER_REWARD_KEY", server.key)
+        yield server
 
 
 def build(config: PPOConfig) -> tuple[Policy, TransformersSampler]:

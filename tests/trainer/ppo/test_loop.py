@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -525,15 +525,7 @@ def test_a_resumed_run_goes_on_at_the_learning_rates_that_are_given(
         torch.testing.assert_close(weight, one[name], rtol=0, atol=1e-7)
 
 
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRewardServer]:
-    with FakeRewardServer(mode="random", seed=3) as server:
-        monkeypatch.setenv("LOOPER_REWARD_URL", server.url)
-        monkeypatch.setenv("LOOPER_REWARD_KEY", server.key)
-        yield server
-
-
-@pytest.mark.usefixtures("service")
+@pytest.mark.usefixtures("reward")
 def test_a_run_is_not_resumed_on_other_data_or_another_model(
     files: PPOConfig, base_folder: Path, tmp_path: Path
 ) -> None:
@@ -576,7 +568,7 @@ def test_a_run_is_not_resumed_on_other_data_or_another_model(
     ],
     ids=lambda x: str(x)[:24],
 )
-@pytest.mark.usefixtures("service")
+@pytest.mark.usefixtures("reward")
 def test_what_stands_in_the_way_is_said_before_any_model_is_loaded(
     files: PPOConfig,
     tmp_path: Path,

@@ -14,7 +14,7 @@ from looper_schemas import answers
 from looper_schemas.records import Problem, RolloutRecord, Trajectory
 from looper_schemas.scoring import ArmReward, FailedQuestion, QuestionError, ScoredQuestion, Scores
 from looper_trainer.errors import ConfigError, DataError
-from looper_trainer.groups import Group, arm_rewards, to_record
+from looper_trainer.groups import Group, arm_rewards, longest_prompt, to_record
 from looper_trainer.ppo.config import PPOConfig
 from looper_trainer.ppo.metrics import sample_metrics
 from looper_trainer.ppo.rollout import (
@@ -204,10 +204,12 @@ def test_an_answer_that_was_cut_off_is_wrong_as_in_the_evaluation() -> None:
 def test_texts_that_the_policy_cannot_reproduce_are_refused_before_the_first_step() -> None:
     problems, sampler = make_problems(3), LastFirst()  # its prompts are of one token
     config = PPOConfig(model="windowed", max_new_tokens=100)
-    require_texts_fit(None, problems, sampler, config)
-    require_texts_fit(101, problems, sampler, config)
+    longest = longest_prompt(sampler, problems)
+    assert longest == 1
+    require_texts_fit(None, longest, config)
+    require_texts_fit(101, longest, config)
     with pytest.raises(ConfigError, match="windowed computes texts of more than 100 tokens"):
-        require_texts_fit(100, problems, sampler, config)
+        require_texts_fit(100, longest, config)
 
 
 def test_the_filter_can_be_a_band_and_puts_the_most_often_solved_first() -> None:

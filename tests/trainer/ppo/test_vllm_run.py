@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +74,6 @@ def config(tiny_model: Path, problems: list[Problem], tmp_path: Path) -> PPOConf
         score_chunk=1,
         give_up_after_s=30.0,
     )
-
-
-@pytest.fixture
-def reward(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRewardServer]:
-    with FakeRewardServer(mode="random", seed=3) as server:
-        monkeypatch.setenv("LOOPER_REWARD_URL", server.url)
-        monkeypatch.setenv("LOOPER_REWARD_KEY", server.key)
-        yield server
 
 
 def metrics_of(config: PPOConfig) -> list[dict[str, Any]]:

@@ -119,5 +119,5 @@ def file_digest(file: Path) -> str:
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Names of what both know and is not the same, with commas; empty where all is."""
-    return ", ".join(sorted(key for key in before.keys() & now.keys() if before[key] != now[key]))
+    """Names of what is not the same, with commas; empty where all is."""
+    return ", ".join(sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)))

@@ -68,16 +68,17 @@ def require_arms(info: ServiceInfo, k: int) -> None:
         )
 
 
-def require_window(sampler: Sampler, model: str, problems: Sequence[Problem], max_new_tokens: int) -> None:
-    """Refuse questions whose texts may be longer than `model` was made for (max_position_embeddings).
+def require_window(model: str, longest: int, max_new_tokens: int) -> None:
+    """Refuse texts that may be longer than `model` was made for (max_position_embeddings).
+
+    `longest` is the longest prompt's number of tokens, see `longest_prompt`.
 
     Raises:
-        ConfigError: there are some.
+        ConfigError: they may.
     """
     from transformers import AutoConfig
 
     window = _window(AutoConfig.from_pretrained(model).get_text_config())
-    longest = longest_prompt(sampler, problems)
     if window is not None and longest + max_new_tokens > window:
         raise ConfigError(
             f"{model} is made for texts of at most {window:.0f} tokens: the longest question has {longest}, "

@@ -41,7 +41,14 @@ from looper_trainer.folders import (
     require_checkpoint,
     written_alone,
 )
-from looper_trainer.groups import Group, require_arms, require_window, sample_groups, to_record
+from looper_trainer.groups import (
+    Group,
+    longest_prompt,
+    require_arms,
+    require_window,
+    sample_groups,
+    to_record,
+)
 from looper_trainer.reward_client import RewardClient, as_question
 from looper_trainer.sampling.base import Sampler, SamplingParams, StreamingSampler
 from looper_trainer.sampling.options import SamplerOptions
@@ -121,7 +128,7 @@ def _write(config: RolloutsConfig, problems: Sequence[Problem]) -> None:
         _check_prefix(config, problems, done)
         with _sampler(config) as sampler:  # before any file is made: it may not load
             if sampler is not None:
-                require_window(sampler, config.model, problems, config.max_new_tokens)
+                require_window(config.model, longest_prompt(sampler, problems), config.max_new_tokens)
             if not done:
                 _settings_file(config).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
                 _partial_file(config).write_bytes(b"")

@@ -18,7 +18,7 @@ from pathlib import Path
 from looper_trainer.config import save_resolved
 from looper_trainer.errors import CheckpointError, ConfigError, RewardError
 from looper_trainer.folders import differing, written_alone
-from looper_trainer.groups import require_arms, require_window
+from looper_trainer.groups import longest_prompt, require_arms, require_window
 from looper_trainer.models import merge_adapter
 from looper_trainer.ppo.checkpoint import (
     TrainState,
@@ -167,8 +167,9 @@ def train(
     state = replace(state, inputs=dict(inputs or {}))
     ranks.from_first(lambda: save_resolved(config, config.output))
     start = state.step if config.resume else None
-    ranks.from_first(lambda: require_window(sampler, config.model, data.train, config.max_new_tokens))
-    ranks.from_first(lambda: require_texts_fit(policy.longest_text, data.train, sampler, config))
+    longest = ranks.from_first(lambda: longest_prompt(sampler, data.train))
+    require_window(config.model, longest, config.max_new_tokens)
+    require_texts_fit(policy.longest_text, longest, config)
     with RunLog(config.output, config.steps, start, silent=ranks.rank > 0) as log:
         if not config.resume:
             if config.critic_warmup_steps and data.rollouts:
@@ -264,7 +265,8 @@ def _scorer_of_run(config: PPOConfig, inputs: Mapping[str, str]) -> str | None:
     if config.resume:
         folder = latest_checkpoint(config.output)
         state = read_state(folder, config)
-        if changed := differing(state.inputs, inputs):
+        # An earlier version kept no digests.
+        if state.inputs and (changed := differing(state.inputs, inputs)):
             raise CheckpointError(
                 f"{folder}: was made when {changed} held something else; restore that, or start a new run in "
                 "another output folder"

@@ -62,8 +62,8 @@ def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -
     """`1 - Var(returns - values) / Var(returns)` over the mask, at least -1.
 
     None where the returns vary by no more than their rounding: each is a sum of up to T numbers of their size
-    and the values'. Where they vary a little (equal scores, a price of KL) it would be -1e5 or less; below -1
-    it says no more than that the values do not fit, so it ends there, as in RLlib.
+    and the values'. Where they vary a little (equal scores, a price of KL) it would be far below; below -1 it
+    says no more than that the values do not fit, so it ends there, as in RLlib.
     """
     variance = float(masked_variance(returns_BT, mask_BT))
     size = float(torch.maximum(returns_BT.abs(), values_BT.abs()).masked_fill(~mask_BT, 0.0).max())

@@ -14,7 +14,7 @@ from looper_schemas.answers import answers_match
 from looper_schemas.prompt import format_prompt
 from looper_schemas.records import Problem, RolloutRecord
 from looper_trainer.errors import ConfigError, DataError
-from looper_trainer.groups import Group, longest_prompt, sample_groups
+from looper_trainer.groups import Group, sample_groups
 from looper_trainer.ppo.batch import Row
 from looper_trainer.ppo.config import PPOConfig
 from looper_trainer.sampling.base import Sampler, SamplingParams
@@ -44,18 +44,13 @@ def questions_of_step(
     return [problems[i] for i in order[place * batch_size : (place + 1) * batch_size]]
 
 
-def require_texts_fit(
-    longest_text: int | None, problems: Sequence[Problem], sampler: Sampler, config: PPOConfig
-) -> None:
-    """Refuse questions whose texts may be longer than `Policy.longest_text`.
+def require_texts_fit(longest_text: int | None, longest: int, config: PPOConfig) -> None:
+    """Refuse texts that may be longer than `Policy.longest_text`; `longest` prompt, see `longest_prompt`.
 
     Raises:
-        ConfigError: there are some.
+        ConfigError: they may.
     """
-    if longest_text is None:
-        return
-    longest = longest_prompt(sampler, problems)
-    if longest + config.max_new_tokens > longest_text:
+    if longest_text is not None and longest + config.max_new_tokens > longest_text:
         raise ConfigError(
             f"{config.model} computes texts of more than {longest_text} tokens in a way that PPO does not "
             f"reproduce (a window, or rope that depends on the length): the longest question has {longest}, "
