@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -228,6 +229,25 @@ def test_in_process_requests_that_were_not_waited_for_are_taken_back(
     answers.close()  # type: ignore[attr-defined]
     ((_, llm),) = fake_module
     assert len(llm.llm_engine.aborted) == 2
+
+
+def test_the_log_of_a_server_that_does_not_start_is_kept_where_the_error_says(
+    tiny_models: Models,
+    dataset_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(FAKE.parents[2]))
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_models[0], broken)
+    out = tmp_path / "out"
+    call = ["run", "--model", f"m={broken}", "--dataset", str(dataset_file), "--out", str(out)]
+    assert main([*call, "--engine", "vllm"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    log = out / "vllm/vllm.log"
+    assert error.endswith(f"ValueError: Error: no such model: {broken}; see {log}")
+    assert "no such model" in log.read_text()
 
 
 def test_an_engine_that_dies_is_one_line_and_what_it_answered_is_kept(

@@ -571,6 +571,12 @@ def test_a_server_that_cannot_start_says_why_and_where_the_log_is(site, tmp_path
         VLLMServer("broken", quick(), log_file=tmp_path / "vllm.log", say=said.append).start()
 
 
+def test_the_reason_is_a_message_and_no_line_of_its_traceback(site, tmp_path, said):
+    reason = r"did not start: RuntimeError: Worker failed with error 'Available memory on node 0 .*; see "
+    with pytest.raises(SamplerError, match=reason):
+        VLLMServer("too-large", quick(), log_file=tmp_path / "vllm.log", say=said.append).start()
+
+
 def test_an_interpreter_without_vllm_is_named(tmp_path, said, monkeypatch):
     if importlib.util.find_spec("vllm") is not None:
         pytest.skip("vLLM is installed here")

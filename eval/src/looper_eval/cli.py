@@ -98,7 +98,9 @@ def _run(options: argparse.Namespace) -> None:
         samples=options.samples,
         coherence=options.coherence,
         coherence_temperature=0.7 if temperature is None else temperature,
-        engine=EngineOptions(device=options.device, batch_size=options.batch_size, vllm=vllm),
+        engine=EngineOptions(
+            device=options.device, batch_size=options.batch_size, vllm=vllm, logs=options.out / "vllm"
+        ),
     )
     _print(run(run_options, console))
 

@@ -68,6 +68,8 @@ class EngineOptions:
     batch_size: int = 32
     vllm: dict[str, Any] = field(default_factory=dict)
     """Fields of `VLLMSettings`."""
+    logs: Path | None = None
+    """Folder for the log of a vLLM server of ours; without it the log goes when the server does."""
 
 
 def open_engine(spec: ModelSpec, settings: Settings, options: EngineOptions) -> Engine:
@@ -88,7 +90,7 @@ def open_engine(spec: ModelSpec, settings: Settings, options: EngineOptions) -> 
         if settings.engine == "vllm":
             from looper_eval.served import ServedEngine
 
-            return ServedEngine(spec, settings, vllm_settings(options, settings))
+            return ServedEngine(spec, settings, vllm_settings(options, settings), options.logs)
         from looper_eval.in_process import open_in_process
 
         return open_in_process(spec, settings, vllm_settings(options, settings))

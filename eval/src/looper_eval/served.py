@@ -25,7 +25,9 @@ class ServedEngine:
     cost a tenth and more of the throughput. A server given by URL must serve the model's base.
     """
 
-    def __init__(self, spec: ModelSpec, settings: Settings, vllm: VLLMSettings) -> None:
+    def __init__(
+        self, spec: ModelSpec, settings: Settings, vllm: VLLMSettings, logs: Path | None = None
+    ) -> None:
         from transformers import AutoTokenizer
 
         place = locate(spec)
@@ -39,7 +41,7 @@ class ServedEngine:
             vllm = vllm.model_copy(update={"extra_args": (*vllm.extra_args, "--no-enable-lora")})
         else:
             vllm = vllm.model_copy(update={"max_lora_rank": adapter_rank(place.adapter)})
-        self._sampler = VLLMSampler(place.base, vllm)
+        self._sampler = VLLMSampler(place.base, vllm, folder=logs)
         self._sampler.__enter__()
         try:
             if place.adapter is not None:

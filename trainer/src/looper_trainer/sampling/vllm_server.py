@@ -13,6 +13,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -32,6 +33,7 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the only ones vLLM alloc
 _LOADER_THREADS = 8
 _VLLM_SHARE = 0.9  # of the GPU's memory, where nothing is said
 _SAY_EVERY_S = 20.0
+_MESSAGE = re.compile(r"\w*(?:Error|Exception|error): .*")  # of an exception or argparse, not a line of code
 # How several trainers find each other; a server that reads it looks for them instead of starting.
 _OF_A_LAUNCHER = {
     "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE",
@@ -335,9 +337,9 @@ class VLLMServer:
                 "or name another interpreter with the setting python)"
             )
         # The front end's last word is that the engine failed; the engine's own, before it, says why.
-        telling = [line for line in lines if "Error" in line or "error:" in line]
+        telling = [found[0] for line in lines if " WARNING " not in line and (found := _MESSAGE.search(line))]
         telling = [line for line in telling if "See root cause above" not in line] or telling
-        return (telling or lines or ["it wrote nothing"])[-1][-300:]
+        return (telling or lines or ["it wrote nothing"])[-1][:400]
 
 
 def _free_port() -> int:

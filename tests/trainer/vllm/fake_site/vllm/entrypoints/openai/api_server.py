@@ -16,12 +16,28 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 EOS = 2
+# Of vLLM 0.31's log where the memory for keys and values is not there, without most of its traceback.
+NO_MEMORY = """\
+(Worker pid=22191) ERROR 12-01 02:18:49 [multiproc_executor.py:1058]     raise ValueError(
+(Worker pid=22191) ERROR 12-01 02:18:49 [multiproc_executor.py:1058] ValueError: Available memory on node 0 \
+(20.54/23.54 GiB) on kv cache allocation is less than requested memory for kv (200.0 GiB). Decrease \
+--kv-cache-memory-bytes, VLLM_CPU_KVCACHE_SPACE, or reduce CPU memory used by other processes.
+    raise RuntimeError(
+RuntimeError: Worker failed with error 'Available memory on node 0 (20.54/23.54 GiB) on kv cache allocation \
+is less than requested memory for kv (200.0 GiB). Decrease --kv-cache-memory-bytes, VLLM_CPU_KVCACHE_SPACE, \
+or reduce CPU memory used by other processes.', please check the stack trace above for the root cause
+Traceback (most recent call last):
+    wait_for_engine_startup(
+    raise RuntimeError(
+RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}
+"""
 
 
 def completion(weights: str, prompt: list[int], seed: int | None, max_tokens: int) -> dict:
@@ -307,8 +323,10 @@ def main() -> None:
     parser.add_argument("--host", required=True)
     parser.add_argument("--model", required=True)
     args, rest = parser.parse_known_args()
-    if args.model == "broken":
-        raise ValueError("Error: no such model: broken")
+    if Path(args.model).name == "broken":
+        raise ValueError(f"Error: no such model: {args.model}")
+    if Path(args.model).name == "too-large":
+        sys.exit(NO_MEMORY)
     if _told("FAKE_VLLM_FAIL"):
         print("AssertionError: Error in memory profiling", flush=True)  # the engine's process
         raise RuntimeError("Engine core initialization failed. See root cause above.")
