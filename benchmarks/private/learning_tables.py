@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from ppo_variants import tables
 
@@ -27,6 +28,16 @@ def main() -> None:
         for one in found
     ]
     print("\n".join(tables(kept["runs"], together)))
+    print("\n| several answers | questions | one | most frequent | any |\n|---|---|---|---|---|")
+    for name, found in kept.items():
+        if name.endswith("_answers"):
+            print("\n".join(several_row(asked, one) for asked, one in found.items() if asked != "command"))
+
+
+def several_row(asked: str, one: dict[str, Any]) -> str:
+    """One line of the table of several answers to each question."""
+    *_, any_of_them = one["pass_at"].values()
+    return f"| {asked} | {one['n']} | {one['mean']:.1%} | {one['majority']:.1%} | {any_of_them:.1%} |"
 
 
 if __name__ == "__main__":
